@@ -1,0 +1,106 @@
+"""Fine-tune: a pretrained run → instruction data → an assistant, its marks and sample answers.
+
+    python finetune.py                                the built-in world (configs/alpaca.toml)
+    python finetune.py data.source=alpaca.json base.run=runs/pretrain run.dir=runs/mine
+    python finetune.py base.weights=random run.dir=runs/scratch      what was pretraining worth?
+
+The same command again continues a run that was stopped.
+"""
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+from minialpaca import checkpoint, run, scripts
+from minialpaca.config import FinetuneConfig, PretrainConfig
+from minialpaca.data import world
+from minialpaca.data.instructions import prompt_ids
+from minialpaca.errors import UserError, command
+from minialpaca.evaluate import answer_rows, exact_match, write_answers
+from minialpaca.log import table
+from minialpaca.model import Transformer
+from minialpaca.observe import observer
+from minialpaca.tasks.instruction import Instruction
+from minialpaca.tokenizer import Tokenizer
+from minialpaca.trainer import Trainer
+
+
+@command
+def main(arguments: list[str]) -> None:
+    settings = scripts.parse(FinetuneConfig, "configs/alpaca.toml", __doc__, arguments)
+    device = run.pick_device(settings.run.device)
+    settings, base_settings = with_base_model(settings)
+    base_folder = Path(settings.base.run)
+    tokenizer = Tokenizer.load(base_folder / run.TOKENIZER)
+    refuse_other_world(settings, base_settings)
+    task = Instruction(settings, tokenizer)
+    folder = Path(settings.run.dir)
+    run.open_folder(folder, settings.run.resume)
+    run.keep(folder, settings, tokenizer)
+    scripts.show_settings(settings)
+
+    model = base_model(settings, base_folder, tokenizer).to(device)
+    scripts.show_parameters(model, device)
+    watch = observer(tokenizer, questions(settings, task, tokenizer), settings.samples.max_new_tokens,
+                     settings.model.max_seq_len)
+    state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch).fit()
+
+    best = state["best_val_loss"]
+    print(f"\nbest validation loss {best:.4f} nats per response token: perplexity {math.exp(min(best, 700)):,.2f}")
+    best_model, _ = run.load(folder, "best", device)
+    if task.test_rows:
+        mark(best_model, tokenizer, task, folder)
+    scripts.show_answers(watch.answers(best_model))
+    print(f"\n{folder} holds the run; talk to it: python -m minialpaca.chat {folder}")
+
+
+def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainConfig | FinetuneConfig]:
+    """`model` filled in from the base run, with this run's dropout and context."""
+    base_settings = run.settings_of(Path(settings.base.run))
+    model = dataclasses.replace(base_settings.model, dropout=settings.base.dropout,
+                                max_seq_len=settings.base.max_seq_len or base_settings.model.max_seq_len)
+    return dataclasses.replace(settings, model=model), base_settings
+
+
+def refuse_other_world(settings: FinetuneConfig, base_settings) -> None:
+    """Questions about a world that the base never read about would only measure guessing."""
+    asked = [s for s in settings.data.source if world.is_world(s)]
+    told = [s for s in base_settings.data.source if world.is_world(s)]
+    if asked and told and world.seed_of(asked[0]) != world.seed_of(told[0]):
+        raise UserError(f"data.source = {asked[0]!r}: the base run {settings.base.run} was pretrained on {told[0]!r}; "
+                        f"set data.source={told[0]}")
+
+
+def base_model(settings: FinetuneConfig, base_folder: Path, tokenizer: Tokenizer) -> Transformer:
+    model = Transformer(settings.model, settings.run.seed)
+    if settings.base.weights != "random":
+        place = checkpoint.find(base_folder, settings.base.weights)
+        if place is None:
+            raise UserError(f"{base_folder}: has no {settings.base.weights!r} checkpoint yet; let train.py reach an evaluation")
+        run.load_weights(model, place, tokenizer)
+    return model
+
+
+def questions(settings: FinetuneConfig, task: Instruction, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
+    """What is asked at each evaluation: the given instructions, or some of the validation rows, one of each kind first."""
+    if settings.samples.prompts:
+        return [(text, prompt_ids(tokenizer, text)) for text in settings.samples.prompts]
+    first_of_kind = {row.kind: row for row in reversed(task.val_rows)}
+    rows = list(dict.fromkeys([*first_of_kind.values(), *task.val_rows]))[:settings.samples.count]
+    return [(f"{row.instruction}{' | ' + row.input if row.input else ''}", prompt_ids(tokenizer, row.instruction, row.input))
+            for row in rows]
+
+
+def mark(model: Transformer, tokenizer: Tokenizer, task: Instruction, folder: Path) -> None:
+    """Answer the test rows with the best weights; print the marks and keep every answer."""
+    print(f"answering {len(task.test_rows)} test questions ...", flush=True)
+    answers = answer_rows(model, tokenizer, task.test_rows)
+    write_answers(folder / "test_answers.jsonl", task.test_rows, answers)
+    marks = exact_match(task.test_rows, answers)
+    print(table([(kind, right, n, 100 * right / n) for kind, (right, n) in marks.items()],
+                ("test, exact match", "right", "asked", "per cent")))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,439 @@
+"""Configuration: frozen dataclasses ↔ TOML files ↔ dotted overrides.
+
+`load(PretrainConfig, "configs/x.toml", ["optim.lr=3e-4"])` starts from the defaults below, lays the
+file over them, then the overrides. An unknown key is an error that names the nearest one, an
+impossible value an error that names the rule. The sentence under each field is its documentation:
+`python train.py --help` prints it.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+import textwrap
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minialpaca.errors import UserError, reason
+
+
+def _check(config, rules: dict[str, tuple[bool, str]]) -> None:
+    """Raise for the first field whose rule is broken: `model.n_heads = 7: must divide model.d_model`."""
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise UserError(f"{config.SECTION}.{name} = {getattr(config, name)!r}: {rule}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    SECTION: typing.ClassVar[str] = "run"
+
+    dir: str = "runs/pretrain"
+    """The folder that holds everything about this run."""
+    seed: int = 0
+    """Fixes initial weights, data order and dropout; two runs with one seed are equal bit for bit on a CPU."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps`."""
+    resume: str = "auto"
+    """`auto` continues the run found in the folder; `never` refuses a folder that already holds one."""
+
+    def __post_init__(self):
+        _check(self, {
+            "dir": (bool(self.dir.strip()), "name a folder"),
+            "seed": (0 <= self.seed < 2**32, "must lie in 0 … 2³² − 1"),
+            "device": (self.device.split(":")[0] in ("auto", "cpu", "cuda", "mps"), "use auto, cpu, cuda, cuda:N or mps"),
+            "resume": (self.resume in ("auto", "never"), "use auto or never"),
+        })
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    SECTION: typing.ClassVar[str] = "data"
+
+    source: tuple[str, ...] = ("world",)
+    """Text to pretrain on: files (.txt, .txt.gz, .jsonl, .jsonl.gz), folders, globs, or `world[:SEED]`."""
+    val_source: tuple[str, ...] = ()
+    """Text to validate on; where empty, a part of `source` is held out."""
+    val_fraction: float = 0.05
+    """The part of `source` held out: whole documents by chance, or the end of a text that is one document."""
+    documents: str = "file"
+    """What one document of a .txt is: `file`, `line`, `blank_line` (paragraphs), or the line that ends one, e.g. `<|endoftext|>`."""
+    text_field: str = "text"
+    """The field of a .jsonl object that holds the text."""
+
+    def __post_init__(self):
+        _check(self, {
+            "source": (bool(self.source), "name at least one file, folder or glob, or `world`"),
+            "val_fraction": (0 < self.val_fraction < 1, "must lie strictly between 0 and 1"),
+            "documents": (bool(self.documents.strip()), "use file, line, blank_line or the text of a line"),
+        })
+
+
+@dataclass(frozen=True)
+class InstructionConfig:
+    SECTION: typing.ClassVar[str] = "data"
+
+    source: tuple[str, ...] = ("world",)
+    """Alpaca-form .json or .jsonl files, folders or globs, or `world[:SEED]` (the seed of the base run's world)."""
+    val_source: tuple[str, ...] = ()
+    """Examples to validate on; where empty, `val_fraction` of `source` is held out (the world has its own split)."""
+    test_source: tuple[str, ...] = ()
+    """Examples answered at the end and marked by exact match; the world has its own."""
+    val_fraction: float = 0.05
+    """The part of `source` held out for validation, drawn by `run.seed`; 0 validates on the training examples."""
+    over_long: str = "drop"
+    """What happens to an example longer than the context: `drop`, `truncate_response` (then without EOS) or `raise`."""
+
+    def __post_init__(self):
+        _check(self, {
+            "source": (bool(self.source), "name at least one file, folder or glob, or `world`"),
+            "val_fraction": (0 <= self.val_fraction < 1, "must lie in 0 … 1"),
+            "over_long": (self.over_long in ("drop", "truncate_response", "raise"),
+                          "use drop, truncate_response or raise"),
+        })
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    SECTION: typing.ClassVar[str] = "tokenizer"
+
+    path: str = ""
+    """A SentencePiece .model file to use (Llama's, say); where empty, one is trained on `data.source`."""
+    kind: str = "bpe"
+    """What to train: `bpe`, `unigram` or `char`."""
+    vocab_size: int = 2048
+    """Upper bound on the number of pieces to train, 260 of which are control and byte pieces."""
+
+    def __post_init__(self):
+        _check(self, {
+            "kind": (self.kind in ("bpe", "unigram", "char"), "use bpe, unigram or char"),
+            "vocab_size": (264 <= self.vocab_size <= 1_000_000, "must lie in 264 … 1,000,000"),
+        })
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    SECTION: typing.ClassVar[str] = "model"
+
+    vocab_size: int = 0
+    """V, the number of token ids; 0 takes the tokenizer's."""
+    d_model: int = 192
+    """D, the width of the residual stream."""
+    n_layers: int = 4
+    """The number of blocks."""
+    n_heads: int = 6
+    """H, the number of query heads."""
+    n_kv_heads: int = 0
+    """G, the number of key and value heads (grouped-query attention); 0 means one for each query head."""
+    d_ff: int = 512
+    """F, the inner width of SwiGLU; 8/3 · d_model gives the parameters of a classic 4 · d_model feed-forward."""
+    max_seq_len: int = 128
+    """The context: the most tokens that are looked at together."""
+    dropout: float = 0.0
+    """The probability with which activations are dropped in training (embedding, attention map, both sub-layers)."""
+    tie_embeddings: bool = True
+    """Whether `lm_head` shares its matrix with `embed`."""
+    rope_theta: float = 10_000.0
+    """θ, the base of the rotary wavelengths 2π θ^(2i/d_head)."""
+    norm_eps: float = 1e-5
+    """ε under the root of RMSNorm."""
+    init_std: float = 0.02
+    """σ of the initial weights; the two projections into the residual stream get σ/√(2 n_layers)."""
+    attention: str = "fused"
+    """`fused` (PyTorch's scaled_dot_product_attention) or `spelled` (softmax(QKᵀ/√d)V step by step)."""
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    def __post_init__(self):
+        whole = {name: (getattr(self, name) >= 1, "must be at least 1")
+                 for name in ("d_model", "n_layers", "n_heads", "d_ff", "max_seq_len")}
+        _check(self, whole)
+        _check(self, {
+            "vocab_size": (self.vocab_size >= 0, "must not be negative"),
+            "n_heads": (self.d_model % self.n_heads == 0, f"must divide model.d_model = {self.d_model}"),
+            "n_kv_heads": (self.n_kv_heads >= 0 and self.n_heads % self.kv_heads == 0,
+                           f"must divide model.n_heads = {self.n_heads}"),
+            "dropout": (0 <= self.dropout < 1, "must lie in 0 … 1"),
+            "rope_theta": (self.rope_theta > 1, "must be larger than 1"),
+            "norm_eps": (0 < self.norm_eps < 1, "must lie in 0 … 1"),
+            "init_std": (self.init_std > 0, "must be positive"),
+            "attention": (self.attention in ("fused", "spelled"), "use fused or spelled"),
+        })
+        _check(self, {"d_model": (self.d_head % 2 == 0,
+                                  f"d_model / n_heads = {self.d_head} must be even: rotary positions turn pairs")})
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    SECTION: typing.ClassVar[str] = "base"
+
+    run: str = "runs/pretrain"
+    """The folder of the run to start from: its model, tokenizer and weights."""
+    weights: str = "best"
+    """`best` or `last` checkpoint, or `random`: the same model untrained, to see what pretraining was worth."""
+    dropout: float = 0.0
+    """Dropout while fine-tuning."""
+    max_seq_len: int = 0
+    """The context while fine-tuning and afterwards; 0 keeps the base's."""
+
+    def __post_init__(self):
+        _check(self, {
+            "weights": (self.weights in ("best", "last", "random"), "use best, last or random"),
+            "dropout": (0 <= self.dropout < 1, "must lie in 0 … 1"),
+            "max_seq_len": (self.max_seq_len >= 0, "must not be negative"),
+        })
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    SECTION: typing.ClassVar[str] = "optim"
+
+    lr: float = 1e-3
+    """The highest learning rate."""
+    schedule: str = "cosine"
+    """After the warm-up: `cosine` or `linear` down to `min_lr_ratio` · lr at the last step, or `constant`."""
+    min_lr_ratio: float = 0.1
+    """Where the schedule ends, as a part of lr."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises in a straight line to lr."""
+    weight_decay: float = 0.1
+    """AdamW's decoupled decay, on matrices and embeddings; norms and biases are spared."""
+    beta1: float = 0.9
+    """AdamW's decay rate of the first moment."""
+    beta2: float = 0.95
+    """AdamW's decay rate of the second moment."""
+    adam_eps: float = 1e-8
+    """AdamW's ε in the denominator."""
+    clip_norm: float = 1.0
+    """The largest L2 norm of the whole gradient; 0 turns clipping off."""
+
+    def __post_init__(self):
+        _check(self, {
+            "lr": (0 < self.lr < math.inf, "must be positive"),
+            "schedule": (self.schedule in ("cosine", "linear", "constant"), "use cosine, linear or constant"),
+            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "must lie in 0 … 1"),
+            "warmup_steps": (self.warmup_steps >= 0, "must not be negative"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "must not be negative"),
+            "beta1": (0 <= self.beta1 < 1, "must lie in 0 … 1"),
+            "beta2": (0 <= self.beta2 < 1, "must lie in 0 … 1"),
+            "adam_eps": (0 < self.adam_eps < 1, "must be positive and small"),
+            "clip_norm": (0 <= self.clip_norm < math.inf, "must not be negative"),
+        })
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    SECTION: typing.ClassVar[str] = "train"
+
+    steps: int = 0
+    """Optimiser steps; 0 takes `epochs`."""
+    epochs: float = 1.0
+    """Passes over the training data, where `steps` is 0."""
+    batch_size: int = 16
+    """Sequences in one micro-batch."""
+    accumulation: int = 1
+    """Micro-batches in one optimiser step."""
+    eval_every: int = 200
+    """Steps between evaluations (there is one before the first step and one after the last)."""
+    eval_batches: int = 0
+    """Validation batches in one evaluation, always the same ones; 0 takes all."""
+    save_every: int = 0
+    """Steps between checkpoints besides those at evaluations; 0 for none."""
+    patience: int = 0
+    """Stop early after this many evaluations without a better validation loss; 0 never does."""
+
+    def __post_init__(self):
+        _check(self, {name: (getattr(self, name) >= 1, "must be at least 1")
+                      for name in ("batch_size", "accumulation", "eval_every")})
+        _check(self, {name: (getattr(self, name) >= 0, "must not be negative")
+                      for name in ("steps", "eval_batches", "save_every", "patience")})
+        _check(self, {"epochs": (0 < self.epochs < math.inf, "must be positive")})
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    SECTION: typing.ClassVar[str] = "samples"
+
+    prompts: tuple[str, ...] = ()
+    """What is asked at each evaluation and at the end (text to go on from, or instructions); where empty, from the validation data."""
+    count: int = 4
+    """How many validation prompts are taken where `prompts` is empty."""
+    max_new_tokens: int = 48
+    """The longest sample, in tokens."""
+
+    def __post_init__(self):
+        _check(self, {"count": (self.count >= 0, "must not be negative"),
+                      "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1")})
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything `train.py` needs to know."""
+
+    run: RunConfig = RunConfig()
+    data: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    samples: SampleConfig = SampleConfig()
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything `finetune.py` needs to know. `model` is the base's and filled in from there."""
+
+    run: RunConfig = RunConfig(dir="runs/alpaca")
+    base: BaseConfig = BaseConfig()
+    data: InstructionConfig = InstructionConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
+    train: TrainConfig = TrainConfig(epochs=3.0)
+    samples: SampleConfig = SampleConfig()
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def load(form: type, path: str | Path | None = None, overrides: typing.Sequence[str] = ()):
+    """Defaults of `form` ← the TOML file ← `section.key=value` overrides, every key and value checked."""
+    table = read_toml(path) if path else {}
+    values = _checked(form, table, where=str(path) if path else "defaults")
+    for override in overrides:
+        for section, fields in _checked(form, _parse_override(override), where="command line").items():
+            values.setdefault(section, {}).update(fields)
+    sections = {f.name: dataclasses.replace(_default(form, f.name), **values.get(f.name, {}))
+                for f in dataclasses.fields(form)}
+    return form(**sections)
+
+
+def read_toml(path: str | Path) -> dict:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file; those that come with minialpaca are in configs/") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: is not valid TOML: {error}") from None
+
+
+def _parse_override(text: str) -> dict:
+    """`optim.lr=3e-4` → {"optim": {"lr": 0.0003}}; what is no TOML value is taken as a string."""
+    key, equals, value = text.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise UserError(f"command line: {text!r} is no override; write section.key=value, e.g. optim.lr=3e-4")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    return {section: {name: parsed}}
+
+
+def _checked(form: type, table: dict, where: str) -> dict[str, dict]:
+    """Each value of `table` converted to the type of its field; unknown keys are errors."""
+    types = {section: typing.get_type_hints(_default(form, section).__class__) for section in _names(form)}
+    known = [f"{section}.{name}" for section in types for name in _names(_default(form, section))]
+    result: dict[str, dict] = {}
+    for section, fields in table.items():
+        if not isinstance(fields, dict):
+            raise UserError(f"{where}: {section!r} stands outside a section; {_nearest(section, known)}")
+        for name, value in fields.items():
+            key = f"{section}.{name}"
+            if key not in known:
+                raise UserError(f"{where}: unknown key {key}; {_nearest(key, known)}")
+            result.setdefault(section, {})[name] = _convert(value, types[section][name], key, where)
+    return result
+
+
+def _convert(value, wanted, key: str, where: str):
+    if wanted == tuple[str, ...]:
+        items = [value] if isinstance(value, str) else value
+        if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
+            return tuple(items)
+    elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is wanted:
+        return value
+    elif wanted is str and where == "command line":  # run.dir=2024 means the text
+        return str(value)
+    kind = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(wanted, "a list of texts")
+    raise UserError(f"{where}: {key} = {value!r} must be {kind}")
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    by_name = {k.partition(".")[2]: k for k in known}
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = near or [by_name[n] for n in difflib.get_close_matches(key.rpartition(".")[2], by_name, n=1, cutoff=0.5)]
+    return f"did you mean {near[0]}?" if near else "run with --help for the list of keys"
+
+
+def _names(form) -> list[str]:
+    return [f.name for f in dataclasses.fields(form)]
+
+
+def _default(form: type, section: str):
+    f = next(f for f in dataclasses.fields(form) if f.name == section)
+    return f.default if f.default is not dataclasses.MISSING else f.default_factory()
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def to_toml(config) -> str:
+    """The whole config as TOML; `load` reads it back to an equal config."""
+    lines: list[str] = []
+    for section in _names(config):
+        lines += [f"[{section}]", *(f"{name} = {_toml_value(getattr(getattr(config, section), name))}"
+                                    for name in _names(getattr(config, section))), ""]
+    return "\n".join(lines)
+
+
+def _toml_value(value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON strings are TOML strings
+    return repr(value)
+
+
+def differences(old, new) -> list[str]:
+    """`optim.lr: 0.001 → 0.0003` for each field in which two configs of one form differ."""
+    return [f"{section}.{name}: {getattr(getattr(old, section), name)!r} → {getattr(getattr(new, section), name)!r}"
+            for section in _names(old) for name in _names(getattr(old, section))
+            if getattr(getattr(old, section), name) != getattr(getattr(new, section), name)]
+
+
+def describe(form: type) -> str:
+    """Every key with its default and its sentence, for `--help`."""
+    lines = []
+    for section in _names(form):
+        default = _default(form, section)
+        sentences = field_docs(type(default))
+        lines += ["", f"[{section}]"]
+        for name in _names(default):
+            head = f"  {section}.{name} = {_toml_value(getattr(default, name))}"
+            lines += [head, textwrap.fill(sentences[name], 110, initial_indent="      ", subsequent_indent="      ")]
+    return "\n".join(lines)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string under each annotated field, read from the source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    return {a.target.id: ast.literal_eval(b.value) for a, b in zip(body, body[1:])
+            if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)}

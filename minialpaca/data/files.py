@@ -1,0 +1,136 @@
+"""Finding and reading files: every fault is named with its file and line before anything is built on it."""
+
+import codecs
+import glob
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from minialpaca.errors import UserError, reason
+
+LONGEST_READ = 1 << 20  # bytes; a line longer than this arrives in parts, so that no line has to fit in memory
+SHOWN_FAULTS = 10
+
+
+def expand(sources: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
+    """Files, folders (searched through and through) and globs → a sorted list of distinct, non-empty files."""
+    found: dict[Path, None] = {}
+    for source in sources:
+        for path in _matches(source, suffixes):
+            if not path.name.endswith(tuple(suffixes)):
+                raise UserError(f"{path}: unknown kind of file; give {', '.join(suffixes)}")
+            if path.stat().st_size == 0:
+                raise UserError(f"{path}: is empty; remove it or give another file")
+            found.setdefault(path)
+    return list(found)
+
+
+def _matches(source: str, suffixes: Sequence[str]) -> list[Path]:
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(tuple(suffixes)))
+        if not inside:
+            raise UserError(f"{source}: no {', '.join(suffixes)} in this folder")
+        return inside
+    matched = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).is_file())
+    if not matched:
+        raise UserError(f"{source}: no such file, folder or glob (seen from {Path.cwd()})")
+    return matched
+
+
+def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None) -> Iterator[tuple[int, str]]:
+    """(line number, text with its "\\n") of a UTF-8 file, plain or .gz; CRLF becomes LF, a leading BOM is dropped.
+
+    `on_bytes` hears how many bytes on disk each step has used, for a progress bar.
+    """
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    number, used = 1, 0
+    try:
+        with open(path, "rb") as disk, (gzip.open(disk) if path.suffix == ".gz" else disk) as file:
+            while data := file.readline(LONGEST_READ):
+                text = decode(data)
+                if number == 1 and text.startswith("\ufeff"):
+                    text = text[1:]
+                yield number, text[:-2] + "\n" if text.endswith("\r\n") else text
+                number += data.endswith(b"\n")
+                on_bytes(disk.tell() - used)
+                used = disk.tell()
+            decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number}: is not UTF-8 ({error.reason}); convert the file first, "
+                        "e.g. iconv -f WINDOWS-1252 -t UTF-8") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}, line {number}: the gzip file is broken or cut off ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+
+
+def read_objects(path: Path, on_bytes: Callable[[int], None] = lambda n: None,
+                 faults: list[str] | None = None) -> Iterator[tuple[str, dict]]:
+    """(place, object) of a .jsonl or .jsonl.gz (one object a line, blank lines skipped) or a .json (one array).
+
+    Faulty records go to `faults` as "line 7: …"; without that list the first raises.
+    """
+    if path.name.endswith(".json"):
+        yield from _array(path, faults)
+        return
+    for number, line in _whole_lines(read_lines(path, on_bytes)):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                fault(faults, path, f"line {number}: is no JSON ({_first_line(error)})")
+                continue
+            if isinstance(record, dict):
+                yield f"line {number}", record
+            else:
+                fault(faults, path, f"line {number}: is no JSON object")
+
+
+def _array(path: Path, faults: list[str] | None) -> Iterator[tuple[str, dict]]:
+    text = "".join(line for _, line in read_lines(path))
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is no JSON: {_first_line(error)}; one object a line needs the ending .jsonl") from None
+    if not isinstance(records, list):
+        raise UserError(f"{path}: holds {type(records).__name__} where an array of objects is expected")
+    for number, record in enumerate(records, 1):
+        if isinstance(record, dict):
+            yield f"record {number}", record
+        else:
+            fault(faults, path, f"record {number}: is no object")
+
+
+def _whole_lines(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Joins the parts of lines longer than one read."""
+    parts: list[str] = []
+    for number, text in lines:
+        parts.append(text)
+        if text.endswith("\n"):
+            yield number, "".join(parts)
+            parts = []
+    if parts:
+        yield number, "".join(parts)
+
+
+def fault(faults: list[str] | None, path: Path, text: str) -> None:
+    if faults is None:
+        raise UserError(f"{path}, {text}")
+    faults.append(text)
+
+
+def refuse(path: Path, faults: list[str], mend: str) -> None:
+    """Stop if there are faults, naming the first ten."""
+    if faults:
+        shown = "; ".join(faults[:SHOWN_FAULTS])
+        more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+        raise UserError(f"{path}: {len(faults)} bad record{'s'[:len(faults) > 1]}: {shown}{more}. {mend}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

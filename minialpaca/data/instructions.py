@@ -1,0 +1,135 @@
+"""Instruction data: rows → ids with labels → length-bucketed batches.
+
+One function, `prompt_ids`, writes the prompt for training, evaluation, generation and chat. Prompt
+and response are encoded apart and joined as ids; labels grow beside the ids. So what is asked later is
+what was trained, and the mask cannot slip, whatever the texts contain.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minialpaca.data.batch import Batch, collate
+from minialpaca.data.order import permutation
+from minialpaca.data.rows import Row
+from minialpaca.errors import UserError
+from minialpaca.objectives import IGNORE
+from minialpaca.tokenizer import Tokenizer
+
+# Stanford Alpaca's two prompts, to the letter (tatsu-lab/stanford_alpaca, train.py). There is no
+# newline after the last colon.
+PROMPT_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+PROMPT_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as ids: <s> prompt response </s>, and labels that supervise the response and </s>."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+# ── ids ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prompt_text(instruction: str, input: str = "") -> str:
+    """The prompt; an empty input takes the wording without one, as at Stanford."""
+    template = PROMPT_WITH_INPUT if input else PROMPT_WITHOUT_INPUT
+    return template.format_map({"instruction": instruction, "input": input})
+
+
+def prompt_ids(tokenizer: Tokenizer, instruction: str, input: str = "") -> list[int]:
+    return [tokenizer.bos, *tokenizer.encode(prompt_text(instruction, input))]
+
+
+def encode(tokenizer: Tokenizer, row: Row) -> Example:
+    """ids and labels grow together: prompt ids are labelled IGNORE, response ids and </s> by themselves."""
+    prompt = prompt_ids(tokenizer, row.instruction, row.input)
+    response = [*tokenizer.encode(row.output), tokenizer.eos]
+    return Example((*prompt, *response), (*[IGNORE] * len(prompt), *response))
+
+
+def fit_context(example: Example, context: int, policy: str) -> Example | None:
+    """An over-long example by policy: None (`drop`), its beginning (`truncate_response`), or an error (`raise`).
+
+    A truncated response has no </s>, because it goes on. A prompt is never truncated: where it leaves
+    no room for a response, the example is dropped.
+    """
+    limit = context + 1  # the last id is only ever a target
+    if len(example.ids) <= limit:
+        return example
+    if policy == "raise":
+        raise UserError(f"an example has {len(example.ids)} tokens where the context holds {limit}; shorten it, lengthen "
+                        "the context, or set data.over_long to drop or truncate_response")
+    cut = Example(example.ids[:limit], example.labels[:limit])
+    return cut if policy == "truncate_response" and cut.labels[-1] != IGNORE else None
+
+
+# ── examples ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Examples:
+    """Encoded rows that fit, in length-bucketed batches whose order is a pure function of (seed, epoch)."""
+
+    POOL = 32  # batches whose examples are sorted by length together: long enough to save padding, short enough to mix
+
+    def __init__(self, rows: list[Row], tokenizer: Tokenizer, context: int, over_long: str, name: str):
+        self.tokenizer, self.counts = tokenizer, Counter(read=len(rows))
+        self.examples: list[Example] = []
+        for row in rows:
+            self._take(encode(tokenizer, row) if row.output.strip() else None, context, over_long)
+        self.counts["repeated"] = len(rows) - len(set(rows))
+        print(f"{name}: {self.describe(over_long)}")
+        if not self.examples:
+            raise UserError(f"{name}: none of {len(rows)} examples is left (context {context}, data.over_long = "
+                            f"{over_long}): {self.describe(over_long)}; lengthen the context or the data")
+
+    def _take(self, example: Example | None, context: int, over_long: str) -> None:
+        if example is None:
+            self.counts["empty"] += 1
+            return
+        fitted = fit_context(example, context, over_long)
+        if fitted is None:
+            self.counts["dropped"] += 1
+            return
+        self.counts["truncated"] += fitted is not example
+        self.examples.append(fitted)
+
+    def describe(self, over_long: str) -> str:
+        lengths = sorted(len(e.ids) for e in self.examples)
+        spread = f", {lengths[0]} to {lengths[-1]} tokens (median {lengths[len(lengths) // 2]})" if lengths else ""
+        return (f"{len(self.examples):,} of {self.counts['read']:,} examples{spread}; over_long = {over_long}: "
+                f"{self.counts['dropped']} dropped, {self.counts['truncated']} truncated; "
+                f"{self.counts['empty']} without an output left out; {self.counts['repeated']} repeat another")
+
+    def n_batches(self, batch_size: int) -> int:
+        return math.ceil(len(self.examples) / batch_size)
+
+    def batch(self, number: int, batch_size: int, seed: int) -> Batch:
+        """The `number`-th batch of an endless sequence of epochs. Each epoch takes every example once."""
+        epoch, position = divmod(number, self.n_batches(batch_size))
+        chosen = int(permutation(self.n_batches(batch_size), seed, epoch, 1)[position])
+        pool, place = divmod(chosen, self.POOL)
+        shuffled = permutation(len(self.examples), seed, epoch)
+        width = self.POOL * batch_size
+        by_length = sorted(shuffled[pool * width:(pool + 1) * width], key=lambda i: len(self.examples[i].ids))
+        return self._collate(by_length[place * batch_size:(place + 1) * batch_size])
+
+    def in_order(self, batch_size: int, n_batches: int = 0) -> list[Batch]:
+        """The first `n_batches` · `batch_size` examples (0: all), by length, for evaluation."""
+        taken = range(min(len(self.examples), n_batches * batch_size or len(self.examples)))
+        order = sorted(taken, key=lambda i: len(self.examples[i].ids))
+        return [self._collate(order[i:i + batch_size]) for i in range(0, len(order), batch_size)]
+
+    def _collate(self, chosen: Sequence[int]) -> Batch:
+        return collate([(self.examples[i].ids, self.examples[i].labels) for i in chosen], self.tokenizer.pad)

@@ -1,0 +1,111 @@
+"""What is told: the pretraining documents. They ask nothing."""
+
+import random
+from collections.abc import Iterator
+
+from minialpaca.data.world import words
+from minialpaca.data.world.entities import LARGEST_TERM, NUMBERS, World, stream
+from minialpaca.data.world.sentences import both_ways, shopping, tell
+
+
+def corpus(world: World, *, tellings_per_entity: int = 12, documents_per_skill: int = 600) -> Iterator[str]:
+    """The pretraining documents, shuffled: facts (most of them), then what the other kinds need."""
+    documents = list(fact_documents(world, tellings_per_entity))
+    documents += grouped(stream(world.seed, "corpus/sums"), sum_sentences())
+    documents += grouped(stream(world.seed, "corpus/opposites"), opposite_sentences())
+    for write in (comparison_story, shopping_story, number_story, holding_story, tense_story, feeling_story):
+        rng = stream(world.seed, f"corpus/{write.__name__}")
+        documents += [write(rng, world.people(), i) for i in range(documents_per_skill)]
+    stream(world.seed, "corpus/shuffle").shuffle(documents)
+    yield from documents
+
+
+def fact_documents(world: World, tellings: int) -> Iterator[str]:
+    rng = stream(world.seed, "corpus/facts")
+    for entity in world.entities:
+        # Each attribute goes through all its templates, in an order of its own, before it repeats one.
+        orders = {}
+        for attribute in entity.facts:
+            _, sentences, _ = words.ATTRIBUTES[entity.kind][attribute]
+            orders[attribute] = rng.sample(sentences, len(sentences))
+        for t in range(tellings):
+            told = [tell(orders[a][t % len(orders[a])], entity.name, value) for a, value in entity.facts.items()]
+            rng.shuffle(told)
+            yield " ".join(told)
+
+
+def sum_sentences(times: int = 3) -> list[str]:
+    terms = range(LARGEST_TERM + 1)
+    return [s.format(a=a, b=b, c=a + b) for a in terms for b in terms for s in words.SUM_SENTENCES] * times
+
+
+def opposite_sentences(times: int = 4) -> list[str]:
+    return [s.format(word=w, other=o) for w, o in both_ways(words.OPPOSITES) for s in words.OPPOSITE_SENTENCES] * times
+
+
+def grouped(rng: random.Random, sentences: list[str], size: int = 4) -> list[str]:
+    """Documents of a few sentences in random order."""
+    rng.shuffle(sentences)
+    return [" ".join(sentences[i : i + size]) for i in range(0, len(sentences), size)]
+
+
+def comparison_story(rng: random.Random, people: list[str], i: int) -> str:
+    small, large = sorted(rng.sample(NUMBERS, 2))
+    if i % 2:
+        young, old = rng.sample(people, 2)
+        told = [f"{young} is {small} years old.", f"{old} is {large} years old."]
+        judged = (f"{old} is older than {young}.", f"{young} is younger than {old}.")
+    else:
+        light, heavy = rng.sample(words.ITEMS, 2)
+        told = [f"The {light} weighs {small} pounds.", f"The {heavy} weighs {large} pounds."]
+        judged = (f"The {heavy} is heavier than the {light}.", f"The {light} is lighter than the {heavy}.")
+    rng.shuffle(told)
+    return " ".join([*told, rng.choice(judged)])
+
+
+def shopping_story(rng: random.Random, people: list[str], i: int) -> str:
+    person = rng.choice(people)
+    items = rng.sample(words.ITEMS, 2 + i % 4)
+    total = rng.choice((str(len(items)), words.COUNT_WORDS[len(items)]))
+    return f"{shopping(rng, person, items)} The things are {', '.join(items)}. That makes {total} things."
+
+
+def number_story(rng: random.Random, people: list[str], i: int) -> str:
+    low, middle, high = sorted(rng.sample(NUMBERS, 3))
+    mixed = rng.sample((low, middle, high), 3)
+    return rng.choice((
+        f"{low} is less than {middle}, and {high} is more than {middle}.",
+        f"The numbers {mixed[0]}, {mixed[1]}, {mixed[2]} in order are {low}, {middle}, {high}.",
+        f"From small to large, {mixed[0]}, {mixed[1]}, {mixed[2]} become {low}, {middle}, {high}.",
+    ))
+
+
+def holding_story(rng: random.Random, people: list[str], i: int) -> str:
+    owners, items = rng.sample(people, 2 + i % 2), rng.sample(words.ITEMS, 2 + i % 2)
+    told = " ".join(f"{owner} has the {item}." for owner, item in zip(owners, items))
+    k = rng.randrange(len(owners))
+    return f"{told} The person who has the {items[k]} is {owners[k]}."
+
+
+def tense_story(rng: random.Random, people: list[str], i: int) -> str:
+    person = rng.choice(people)
+    present, past, endings = words.VERBS[i % len(words.VERBS)]
+    ending = endings[i // len(words.VERBS) % len(endings)]
+    told = [
+        f"{rng.choice(words.PRESENT_OPENINGS)} {person} {present} {ending}.",
+        f"{rng.choice(words.PAST_OPENINGS)} {person} {past} {ending}.",
+    ]
+    rng.shuffle(told)
+    return " ".join(told)
+
+
+def feeling_story(rng: random.Random, people: list[str], i: int) -> str:
+    label = ("positive", "negative")[i % 2]
+    mood = words.FEELINGS[label]
+    person = rng.choice(people)
+    one, other = rng.sample(mood["adjectives"], 2)
+    return rng.choice((
+        f"The {rng.choice(words.REVIEWED)} was {one} and {person} {rng.choice(mood['reactions'])}.",
+        f"{rng.choice(mood['closings'])} It was {one}. {person} {rng.choice(mood['reactions'])}.",
+        f"A review with the words {one} and {other} is {label}.",
+    ))

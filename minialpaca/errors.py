@@ -1,0 +1,35 @@
+"""Bad input gets one clear line (what, where, what to do) and exit code 2; never a traceback."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says what is wrong, where, and what to do."""
+
+
+def command(main: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a script's `main`: a UserError becomes one line on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:  # `… | head` closed our output: leave without a second complaint at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+
+    return run
+
+
+def reason(error: OSError) -> str:
+    """'no space left on device' rather than '[Errno 28] No space left on device: …'."""
+    return (error.strerror or str(error)).lower()

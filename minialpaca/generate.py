@@ -1,0 +1,146 @@
+"""Answering: prompts → tokens, one at a time, through the KV cache.
+
+    python -m minialpaca.generate RUN "Where does Mirava live?"
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from minialpaca import run
+from minialpaca.cache import KVCache
+from minialpaca.config import FinetuneConfig
+from minialpaca.data.instructions import prompt_ids
+from minialpaca.errors import UserError, command
+from minialpaca.model import Transformer
+from minialpaca.sampling import Sampling, choose
+from minialpaca.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def stream(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,
+           how: Sampling = Sampling()) -> Iterator[list[int | None]]:
+    """At each step the new token of each row, None for rows that have ended; </s> ends a row and is given out.
+
+    Prompts of different lengths are padded on the left; each row's result is what it would be alone.
+    max_new None: as many as the context has room for.
+    """
+    max_new = room(model, prompts, max_new)
+    tokens_BT, real_BT = pad_left(prompts, model.embed.weight.device)
+    cache = KVCache(model.cfg, len(prompts), tokens_BT.shape[1] + max_new, tokens_BT.device, model.embed.weight.dtype)
+    seen_BV = torch.zeros(len(prompts), model.cfg.vocab_size, dtype=torch.bool, device=tokens_BT.device)
+    for row, prompt in zip(seen_BV, prompts):
+        row[torch.as_tensor(prompt, device=row.device)] = True
+    generators = [torch.Generator().manual_seed(how.seed + b) for b in range(len(prompts))]
+    ended = [False] * len(prompts)
+    for _ in range(max_new):
+        hidden_BTD = model.hidden(tokens_BT, real_BT, cache)
+        next_B = choose(model.logits(hidden_BTD[:, -1]), seen_BV, how, generators)
+        yield [None if over else token for over, token in zip(ended, next_B.tolist())]
+        ended = [over or token == eos for over, token in zip(ended, next_B.tolist())]
+        if all(ended):
+            return
+        seen_BV.scatter_(1, next_B[:, None], True)
+        tokens_BT, real_BT = next_B[:, None], None  # an ended row runs on unseen: nobody looks at its tokens
+
+
+def generate(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,
+             how: Sampling = Sampling()) -> list[list[int]]:
+    """The new tokens of each prompt, with </s> where a row came to its end."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    for tokens in stream(model, prompts, eos, max_new, how):
+        for answer, token in zip(answers, tokens):
+            if token is not None:
+                answer.append(token)
+    return answers
+
+
+def room(model: Transformer, prompts: Sequence[Sequence[int]], max_new: int | None) -> int:
+    """How many tokens may be generated; refuses what would not fit the context before anything is computed."""
+    longest, context = max(map(len, prompts)), model.cfg.max_seq_len
+    if min(map(len, prompts)) == 0:
+        raise ValueError("a prompt needs at least one token")
+    if longest >= context:
+        raise UserError(f"the prompt has {longest} tokens where the context holds {context}; shorten it")
+    if max_new is None:
+        return context - longest
+    if longest + max_new > context:
+        raise UserError(f"{longest} prompt tokens and {max_new} new ones do not fit the context of {context}; "
+                        f"ask for at most {context - longest} new ones")
+    return max_new
+
+
+def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """tokens (B, T) and which of them are real; None where all are."""
+    longest = max(map(len, prompts))
+    tokens_BT = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+    real_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+    for b, prompt in enumerate(prompts):
+        tokens_BT[b, longest - len(prompt):] = torch.as_tensor(prompt, device=device)
+        real_BT[b, longest - len(prompt):] = True
+    return tokens_BT, None if bool(real_BT.all()) else real_BT
+
+
+def answer_all(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_new: int,
+               batch_size: int = 64, how: Sampling = Sampling()) -> list[str]:
+    """The answers as texts, computed in batches of similar length; each gets at most `max_new` tokens or the room it has."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start:start + batch_size]
+        batch = [prompts[i] for i in chosen]
+        for i, ids in zip(chosen, generate(model, batch, tokenizer.eos, min(max_new, room(model, batch, None)), how)):
+            texts[i] = tokenizer.decode(ids)
+    return texts
+
+
+# ── command line ─────────────────────────────────────────────────────────────────────────────────
+
+
+def sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = Sampling()
+    for f in dataclasses.fields(Sampling):
+        parser.add_argument(f"--{f.name.replace('_', '-')}", type=f.type, default=getattr(defaults, f.name))
+    parser.add_argument("--max-new-tokens", type=int, default=None, help="default: what the context has room for")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    parser.add_argument("--device", default="auto")
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
+    return Sampling(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Sampling)})
+
+
+def say(model: Transformer, tokenizer: Tokenizer, ids: list[int], max_new: int | None, how: Sampling) -> None:
+    """Print an answer as it comes."""
+    tokens = (row[0] for row in stream(model, [ids], tokenizer.eos, max_new, how))
+    for text in tokenizer.stream(tokens):
+        print(text, end="", flush=True)
+    print()
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minialpaca.generate", description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="a run folder; a pretrained one goes on with the text, a tuned one answers")
+    parser.add_argument("text", nargs="+", help="the instruction (several are answered in turn)")
+    parser.add_argument("--input", default="", help="the instruction's input")
+    sampling_arguments(parser)
+    args = parser.parse_args()
+    how = sampling_of(args)
+    is_tuned = isinstance(run.settings_of(run.Path(args.run)), FinetuneConfig)
+    model, tokenizer = run.load(args.run, args.checkpoint, run.pick_device(args.device))
+    if args.input and not is_tuned:
+        raise UserError(f"{args.run}: is a pretraining run, which knows no --input; give a finetune.py run")
+    for text in args.text:
+        ids = prompt_ids(tokenizer, text, args.input) if is_tuned else [tokenizer.bos, *tokenizer.encode(text)]
+        say(model, tokenizer, ids, args.max_new_tokens, how)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

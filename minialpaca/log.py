@@ -1,0 +1,119 @@
+"""What a run says while it works: a progress bar, `metrics.jsonl`, and TensorBoard.
+
+`metrics.jsonl` has one object a line: `step`, `loss`, `lr`, `grad_norm`, `tokens_per_s`, and
+`val_loss` where there was an evaluation (step 0 has nothing else). It is the record; the TensorBoard
+events show the same numbers, with sample answers and attention maps beside them.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minialpaca.errors import UserError, reason
+
+PLAIN_LINE_EVERY = 15.0  # seconds between plain progress lines where the output is no terminal
+
+
+class PlainBar:
+    """tqdm's stand-in for logs and pipes: a whole line now and then, with the time that is left."""
+
+    def __init__(self, total: int, name: str, unit: str, done: int = 0):
+        self.total, self.name, self.unit, self.n, self.first = total, name, unit, done, done
+        self.started = self.said = time.monotonic()
+        self.about = ""
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        if time.monotonic() - self.said >= PLAIN_LINE_EVERY or (self.n == self.total and n):
+            self._say()
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        self.about = text
+
+    def _say(self) -> None:
+        self.said = time.monotonic()
+        spent, done = self.said - self.started, self.n - self.first
+        left = spent / done * (self.total - self.n) if done else 0.0
+        print(f"{self.name} {self.n:,}/{self.total:,} {self.unit}, {_clock(spent)} spent, {_clock(left)} left"
+              f"{', ' + self.about if self.about else ''}", flush=True)
+
+    def write(self, text: str) -> None:
+        print(text, flush=True)
+
+    def __enter__(self) -> "PlainBar":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        pass
+
+
+def progress(name: str, total: int, unit: str, done: int = 0):
+    """A tqdm bar with ETA on a terminal, plain lines elsewhere."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, initial=done, desc=name, unit=unit, unit_scale=unit == "B", dynamic_ncols=True)
+    return PlainBar(total, name, unit, done)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class RunLog:
+    """The log of one run folder, going on behind `step` if there is one already."""
+
+    def __init__(self, folder: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter  # 1 s of imports that a failing config need not wait for
+
+        self.path = folder / "metrics.jsonl"
+        try:
+            self._forget_after(step)
+            self.file = open(self.path, "a", encoding="utf-8")
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        except OSError as error:
+            raise UserError(f"{folder}: the log cannot be written: {reason(error)}") from None
+
+    def _forget_after(self, step: int) -> None:
+        """Drop what a killed run logged after its last checkpoint; those steps are about to be repeated."""
+        if not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+                if line.endswith("\n") and step > 0 and json.loads(line)["step"] <= step]
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text("".join(kept), encoding="utf-8")
+        os.replace(part, self.path)
+
+    def metrics(self, record: dict[str, float]) -> None:
+        """One line in metrics.jsonl, one point in each TensorBoard curve."""
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in record.items():
+            if name != "step":
+                self.board.add_scalar(name, value, record["step"])
+
+    def text(self, name: str, text: str, step: int) -> None:
+        self.board.add_text(name, text, step)
+
+    def image(self, name: str, pixels_HWC: np.ndarray, step: int) -> None:
+        self.board.add_image(name, pixels_HWC, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def table(rows: list[tuple], heads: tuple[str, ...]) -> str:
+    """Rows in columns: texts to the left, numbers to the right."""
+    cells = [heads, *(tuple(f"{c:,}" if isinstance(c, int) else f"{c:.3f}" if isinstance(c, float) else str(c)
+                            for c in row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    numeric = [bool(rows) and not isinstance(rows[0][i], str) for i in range(len(heads))]
+    return "\n".join("  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric)).rstrip()
+                     for row in cells)

@@ -1,0 +1,255 @@
+"""The Transformer: its equations as pure functions, then the modules that hold their parameters.
+
+    x⁰ = Embed(tokens)
+    xˡ⁺½ = xˡ + Attention(RMSNorm(xˡ))
+    xˡ⁺¹ = xˡ⁺½ + SwiGLU(RMSNorm(xˡ⁺½))          l = 0 … L−1
+    logits = RMSNorm(xᴸ) W_headᵀ
+
+Tensor names end in their axes:
+    B batch   T query position   S key position   D model width   V vocabulary
+    H query heads   G key/value heads   K head width   P = K/2 rotary pairs   F feed-forward width
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minialpaca.cache import KVCache, LayerCache
+from minialpaca.config import ModelConfig
+
+# ── equations ────────────────────────────────────────────────────────────────────────────────────
+
+
+def rms_norm(x: Tensor, gain_D: Tensor, norm_eps: float) -> Tensor:
+    """RMSNorm(x)_i = g_i x_i / √(1/D Σ_j x_j² + ε)   [rmsnorm.4]
+
+    x (…, D), computed in fp32, returned in x's dtype. Zhang & Sennrich 2019, eq. 4; ε as in Llama.
+    """
+    x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + norm_eps)).to(x.dtype) * gain_D
+
+
+def rotary_angles(positions: Tensor, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of m θ_i,  θ_i = θ^(−2i/K),  i = 0 … K/2 − 1   [rope.15]
+
+    positions m (B, T) or (T,) → two tensors with a last axis of P = K/2. Always in fp32 (float64 for
+    float64 positions): in bf16 positions above 256 fall together. Su et al. 2021, eq. 15.
+    """
+    m = positions if positions.dtype == torch.float64 else positions.float()
+    i_P = torch.arange(d_head // 2, device=m.device, dtype=m.dtype)
+    angles = m[..., None] * theta ** (-2 * i_P / d_head)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[x_2i, x_2i+1] ← [[cos mθ_i, −sin mθ_i], [sin mθ_i, cos mθ_i]] [x_2i, x_2i+1]   [rope.34]
+
+    Pairs are adjacent dimensions (2i, 2i+1), as in the papers of RoPE and Llama. cos and sin
+    broadcast to (B, H, T, P). So q_m·k_n depends on m − n alone. Su et al. 2021, eq. 34.
+    """
+    even, odd = x_BHTK.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).to(x_BHTK.dtype)
+
+
+def spelled_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, may_look: Tensor | None = None,
+                      dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Attention(Q, K, V) = softmax(QKᵀ/√d_k) V   [attention.1]
+
+    may_look: True where query t may look at key s, broadcasts to (B, H, T, S); every row needs one True.
+    Returns the mix (B, H, T, K) and the map softmax(…) (B, H, T, S). Softmax in fp32.
+    Vaswani et al. 2017, eq. 1.
+    """
+    scores_BHTS = q_BHTK @ k_BHSK.mT / math.sqrt(q_BHTK.shape[-1])
+    if may_look is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~may_look, -math.inf)
+    map_dtype = torch.promote_types(scores_BHTS.dtype, torch.float32)
+    map_BHTS = scores_BHTS.softmax(-1, dtype=map_dtype).to(q_BHTK.dtype)
+    return F.dropout(map_BHTS, dropout) @ v_BHSK, map_BHTS
+
+
+def causal(offset: int, length: int, device: torch.device) -> Tensor:
+    """True where query t, at place offset + t, may look at key s: s ≤ offset + t."""
+    t_T1 = torch.arange(offset, offset + length, device=device)[:, None]
+    return torch.arange(offset + length, device=device) <= t_T1
+
+
+def gated_swish(gate: Tensor, up: Tensor) -> Tensor:
+    """SwiGLU(x) = (Swish(x W_gate) ⊙ x W_up) W_down,  Swish(z) = z σ(z)   [swiglu.6]
+
+    The part between the matrices: gate = x W_gate and up = x W_up, both (…, F). Shazeer 2020, eq. 6.
+    """
+    return F.silu(gate) * up
+
+
+# ── modules ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, norm_eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.norm_eps = norm_eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.norm_eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; with G = H it is multi-head attention."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.d_head = cfg.n_heads, cfg.kv_heads, cfg.d_head
+        self.dropout, self.fused = cfg.dropout, cfg.attention == "fused"
+        self.q_proj = nn.Linear(cfg.d_model, self.n_heads * self.d_head, bias=False)
+        self.k_proj = nn.Linear(cfg.d_model, self.n_kv_heads * self.d_head, bias=False)
+        self.v_proj = nn.Linear(cfg.d_model, self.n_kv_heads * self.d_head, bias=False)
+        self.o_proj = nn.Linear(self.n_heads * self.d_head, cfg.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], may_look: Tensor | None,
+                cache: LayerCache | None, maps: list[Tensor] | None) -> Tensor:
+        q_BHTK = rotate(self._heads(self.q_proj(x_BTD), self.n_heads), *angles)
+        k_BGSK = rotate(self._heads(self.k_proj(x_BTD), self.n_kv_heads), *angles)
+        v_BGSK = self._heads(self.v_proj(x_BTD), self.n_kv_heads)
+        if cache is not None:
+            k_BGSK, v_BGSK = cache.extend(k_BGSK, v_BGSK)
+        mix_BHTK = self._attend(q_BHTK, self._for_each_query_head(k_BGSK), self._for_each_query_head(v_BGSK),
+                                may_look, maps)
+        return self.o_proj(mix_BHTK.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
+
+    def _for_each_query_head(self, x_BGSK: Tensor) -> Tensor:
+        """Query heads g·H/G … (g+1)·H/G − 1 share key/value head g. Ainslie et al. 2023, §2.2."""
+        group = self.n_heads // self.n_kv_heads
+        return x_BGSK if group == 1 else x_BGSK.repeat_interleave(group, dim=1)
+
+    def _attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, may_look: Tensor | None,
+                maps: list[Tensor] | None) -> Tensor:
+        """may_look None: causal over one whole sequence, or a single new token, which may look at all."""
+        T, dropout = q_BHTK.shape[2], self.dropout if self.training else 0.0
+        if self.fused and maps is None:
+            return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=may_look, dropout_p=dropout,
+                                                  is_causal=may_look is None and T > 1)
+        if may_look is None:
+            may_look = causal(k_BHSK.shape[2] - T, T, q_BHTK.device)
+        mix_BHTK, map_BHTS = spelled_attention(q_BHTK, k_BHSK, v_BHSK, may_look, dropout)
+        if maps is not None:
+            maps.append(map_BHTS)
+        return mix_BHTK
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
+        self.up_proj = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
+        self.down_proj = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(gated_swish(self.gate_proj(x), self.up_proj(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.attn_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.attn = Attention(cfg)
+        self.mlp_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.mlp = MLP(cfg)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], may_look: Tensor | None,
+                cache: LayerCache | None = None, maps: list[Tensor] | None = None) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attn(self.attn_norm(x_BTD), angles, may_look, cache, maps))
+        return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+
+
+class Transformer(nn.Module):
+    """M_θ = Transformer(Input, Decoder)   [model.1]
+
+    Causal decoder: the logits at position t see the tokens 0 … t.
+    """
+
+    def __init__(self, cfg: ModelConfig, seed: int = 0):
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.final_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        if cfg.tie_embeddings:
+            self.lm_head.weight = self.embed.weight
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    def forward(self, tokens_BT: Tensor, real_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """logits (B, T, V), in fp32 at least.
+
+        real_BT: False on padding, left or right or anywhere; None where there is none. What stands on
+        padding changes nothing elsewhere. cache: the tokens follow those already in it.
+        """
+        return self.logits(self.hidden(tokens_BT, real_BT, cache))
+
+    def hidden(self, tokens_BT: Tensor, real_BT: Tensor | None = None, cache: KVCache | None = None,
+               maps: list[Tensor] | None = None) -> Tensor:
+        """The last layer's normed output (B, T, D). `maps` collects the attention map of each layer."""
+        places_BT, may_look = self._view(tokens_BT, real_BT, cache)
+        angles = tuple(a.unsqueeze(-3) for a in rotary_angles(places_BT, self.cfg.d_head, self.cfg.rope_theta))
+        x_BTD = self.dropout(self.embed(tokens_BT))
+        for i, layer in enumerate(self.layers):
+            x_BTD = layer(x_BTD, angles, may_look, cache.layer(i) if cache else None, maps)
+        if cache:
+            cache.advance(tokens_BT.shape[1])
+        return self.final_norm(x_BTD)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = self.lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _view(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor | None]:
+        """Each token's position and what it may look at; None stands for plain causal."""
+        T, device = tokens_BT.shape[1], tokens_BT.device
+        offset = cache.length if cache else 0
+        limit = cache.max_len if cache else self.cfg.max_seq_len
+        if offset + T > limit:
+            raise ValueError(f"{offset} + {T} tokens do not fit the context of {limit}")
+        real_BS = cache.note_real(real_BT, T) if cache else real_BT
+        if real_BS is None:
+            places_T = torch.arange(offset, offset + T, device=device)
+            return places_T, causal(offset, T, device) if offset and T > 1 else None
+        places_BT = (real_BS.cumsum(-1) - 1).clamp(min=0)[:, offset:]
+        return places_BT, _causal_among_real(real_BS, offset, T)[:, None]
+
+    def _initialise(self, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                std = init_std(self.cfg, name)
+                parameter.fill_(1.0) if std is None else parameter.normal_(0.0, std, generator=generator)
+
+
+def _causal_among_real(real_BS: Tensor, offset: int, length: int) -> Tensor:
+    """True (B, T, S) for real keys at or before the query, and for the query itself.
+
+    Without «itself» a padded query would have an empty row, its softmax would be NaN, and 0 · NaN
+    would carry that into every weight. With it, its output is finite and unused.
+    """
+    see_TS = causal(offset, length, real_BS.device)
+    itself_TS = torch.arange(see_TS.shape[1], device=real_BS.device) == see_TS.sum(-1, keepdim=True) - 1
+    return see_TS & real_BS[:, None] | itself_TS
+
+
+def init_std(cfg: ModelConfig, name: str) -> float | None:
+    """The table of initial weights: N(0, std²) by parameter name, None for gains, which start at 1.
+
+    The 2L projections that write into the residual stream share its growth: σ/√(2L). Radford et al. 2019, §2.3.
+    """
+    role = name.split(".")[-2]
+    table = dict.fromkeys(("embed", "lm_head", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), cfg.init_std)
+    table |= dict.fromkeys(("o_proj", "down_proj"), cfg.init_std / math.sqrt(2 * cfg.n_layers))
+    table |= dict.fromkeys(("attn_norm", "mlp_norm", "final_norm"))
+    return table[role]

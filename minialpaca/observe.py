@@ -1,0 +1,79 @@
+"""What a person would rather look at than read: sample answers, and attention maps as a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minialpaca.generate import answer_all
+from minialpaca.log import RunLog
+from minialpaca.model import Transformer
+from minialpaca.tokenizer import Tokenizer
+
+PICTURED = 48  # tokens in an attention picture; more would be finer than a screen
+CELL = 4       # pixels on the side of one token pair
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Asks the same questions at every evaluation and shows the answers and the first one's attention."""
+
+    tokenizer: Tokenizer
+    questions: Sequence[str]          # as shown
+    prompts: Sequence[Sequence[int]]  # as asked
+    max_new: int
+
+    def __call__(self, model: Transformer, log: RunLog, step: int) -> None:
+        if self.prompts:
+            rows = "\n".join(f"| {_cell(q)} | {_cell(a)} |" for q, a in self.answers(model))
+            log.text("samples", f"| asked | answered |\n|---|---|\n{rows}", step)
+            log.image("attention", attention_picture(model, self.prompts[0][-PICTURED:]), step)
+
+    def answers(self, model: Transformer) -> list[tuple[str, str]]:
+        was_training = model.training
+        model.eval()
+        answers = answer_all(model, self.tokenizer, self.prompts, self.max_new)
+        model.train(was_training)
+        return list(zip(self.questions, answers))
+
+
+def observer(tokenizer: Tokenizer, asked: Sequence[tuple[str, list[int]]], max_new: int, context: int) -> Observer:
+    """Leaves out prompts that fill the context: they have no room for an answer."""
+    fitting = [(question, ids) for question, ids in asked if len(ids) < context]
+    return Observer(tokenizer, [q for q, _ in fitting], [ids for _, ids in fitting], max_new)
+
+
+@torch.no_grad()
+def attention_picture(model: Transformer, ids: Sequence[int]) -> np.ndarray:
+    """One tile per head, layers downwards, heads to the right; in a tile, queries downwards and keys to the right.
+
+    Dark is 0, bright is 1. Returns (height, width, 3) bytes.
+    """
+    was_training = model.training
+    model.eval()
+    maps: list[Tensor] = []
+    model.hidden(torch.tensor([list(ids)], device=model.embed.weight.device), maps=maps)
+    model.train(was_training)
+    layers = [np.concatenate([_tile(head) for head in layer_1HTS[0].float().cpu().numpy()], axis=1)
+              for layer_1HTS in maps]
+    return _colour(np.concatenate(layers, axis=0))
+
+
+def _tile(map_TS: np.ndarray) -> np.ndarray:
+    return np.pad(map_TS.repeat(CELL, 0).repeat(CELL, 1), CELL // 2, constant_values=1.0)
+
+
+def _colour(values_HW: np.ndarray) -> np.ndarray:
+    """0 … 1 → black, blue, orange, white; the square root lifts the many small weights."""
+    stops = np.array([[0, 0, 0], [30, 60, 160], [250, 150, 40], [255, 255, 255]], dtype=float)
+    place = np.sqrt(np.clip(values_HW, 0, 1)) * (len(stops) - 1)
+    low = np.minimum(place.astype(int), len(stops) - 2)
+    return (stops[low] + (place - low)[..., None] * (stops[low + 1] - stops[low])).astype(np.uint8)
+
+
+def _cell(text: str) -> str:
+    """A text inside a Markdown table: no line break, no bar, no markup."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
+    return escaped.replace("\n", "<br>") or " "

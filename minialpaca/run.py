@@ -1,0 +1,95 @@
+"""A run is a folder: config.toml, tokenizer.model, metrics.jsonl, tensorboard/, checkpoints/."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+
+from minialpaca import checkpoint, config
+from minialpaca.config import FinetuneConfig, PretrainConfig
+from minialpaca.errors import UserError, reason
+from minialpaca.model import Transformer
+from minialpaca.tokenizer import Tokenizer
+
+CONFIG, TOKENIZER = "config.toml", "tokenizer.model"
+MAY_CHANGE = ("run.",)  # where and how a run is continued; everything else is the recipe
+
+
+def open_folder(folder: Path, resume: str) -> bool:
+    """Make the folder ready for writing; True where it holds a run to be continued."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: the run folder cannot be written: {reason(error)}; set run.dir") from None
+    exists = (folder / CONFIG).exists()
+    if exists and resume == "never":
+        raise UserError(f"{folder}: holds a run already; choose another run.dir, delete it, or set run.resume=auto")
+    return exists
+
+
+def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
+    """Write the resolved config and the tokenizer, or refuse to go on with another recipe than the folder's."""
+    if (folder / CONFIG).exists():
+        old = config.load(type(settings), folder / CONFIG)
+        changed = [d for d in config.differences(old, settings) if not d.startswith(MAY_CHANGE)
+                   or d.startswith("run.seed")]
+        if changed:
+            raise UserError(f"{folder}: holds a run with another recipe ({'; '.join(changed)}); go on with that one, "
+                            "choose another run.dir, or delete the folder")
+        if Tokenizer.load(folder / TOKENIZER).sha256 != tokenizer.sha256:
+            raise UserError(f"{folder / TOKENIZER}: is not the tokenizer of this run's data; choose another run.dir")
+        return
+    tokenizer.save(folder / TOKENIZER)
+    part = folder / (CONFIG + ".part")
+    part.write_text(config.to_toml(settings), encoding="utf-8")
+    os.replace(part, folder / CONFIG)  # last: a folder with a config has its tokenizer
+
+
+def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
+    """The resolved config of a run folder."""
+    if not (folder / CONFIG).is_file() or not (folder / TOKENIZER).is_file():
+        raise UserError(f"{folder}: is no run folder (it lacks {CONFIG} or {TOKENIZER}); "
+                        "give the run.dir of a train.py or finetune.py run")
+    form = FinetuneConfig if "base" in config.read_toml(folder / CONFIG) else PretrainConfig
+    return config.load(form, folder / CONFIG)
+
+
+def load(folder: str | Path, which: str = "best", device: torch.device | str = "cpu",
+         **changes) -> tuple[Transformer, Tokenizer]:
+    """The model of a run, ready to answer, and its tokenizer. `changes` go to its ModelConfig (dropout, context)."""
+    folder = Path(folder)
+    settings = settings_of(folder)
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    model = Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed)
+    place = checkpoint.find(folder, which)
+    if place is None:
+        raise UserError(f"{folder}: has no {which!r} checkpoint yet; let its run reach an evaluation")
+    load_weights(model, place, tokenizer)
+    return model.to(device).eval(), tokenizer
+
+
+def load_weights(model: Transformer, place: Path, tokenizer: Tokenizer) -> None:
+    checkpoint.verify(place)
+    if checkpoint.read_state(place)["tokenizer"] != tokenizer.sha256:
+        raise UserError(f"{place}: was trained with another tokenizer than the {TOKENIZER} of its run folder")
+    try:
+        model.load_state_dict(checkpoint.read_tensors(place, "model"))
+    except RuntimeError as error:
+        raise UserError(f"{place}: does not fit the model of its config.toml: "
+                        f"{' '.join(str(error).split())[:300]}") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"run.device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("run.device = 'mps': not available on this machine; use auto or cpu")
+    return device

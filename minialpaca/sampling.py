@@ -1,0 +1,100 @@
+"""From logits to a token: filters and choice, as pure functions on (B, V) logits in fp32.
+
+Each filter sets what it rules out to −∞ and always keeps at least the likeliest token.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minialpaca.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The defaults are greedy decoding."""
+
+    temperature: float = 0.0
+    """T in softmax(z / T); 0 takes the likeliest token."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the fewest likeliest tokens that hold probability p together; 1 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least min_p times as likely as the likeliest; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Makes tokens that occurred before less likely; 1 does nothing."""
+    seed: int = 0
+    """Fixes the draws."""
+
+    def __post_init__(self):
+        for name, holds, rule in (
+            ("temperature", 0 <= self.temperature < math.inf, "must not be negative"),
+            ("top_k", self.top_k >= 0, "must not be negative"),
+            ("top_p", 0 <= self.top_p <= 1, "must lie in 0 … 1"),
+            ("min_p", 0 <= self.min_p <= 1, "must lie in 0 … 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "must be positive"),
+            ("seed", self.seed >= 0, "must not be negative"),
+        ):
+            if not holds:
+                raise UserError(f"{name} = {getattr(self, name)}: {rule}")
+
+
+def choose(logits_BV: Tensor, seen_BV: Tensor, how: Sampling, generators: list[torch.Generator]) -> Tensor:
+    """The next token of each row. Order: penalty, temperature, top-k, top-p, min-p, draw."""
+    logits_BV = penalise_repetition(logits_BV, seen_BV, how.repetition_penalty)
+    if how.temperature == 0:
+        return greedy(logits_BV)
+    logits_BV = keep_top_k(logits_BV / how.temperature, how.top_k)
+    logits_BV = keep_min_p(keep_top_p(logits_BV, how.top_p), how.min_p)
+    return draw(logits_BV.softmax(-1), generators)
+
+
+def greedy(logits_BV: Tensor) -> Tensor:
+    """ŷ = argmax softmax(logits)   [generate.1]
+
+    softmax keeps the order, so the argmax is taken of the logits; the lowest id wins a tie.
+    """
+    return logits_BV.argmax(-1)
+
+
+def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """z_v ← z_v / ρ if z_v > 0 else z_v ρ, for tokens v seen before   [repetition.1]   Keskar et al. 2019, §4.1."""
+    if penalty == 1:
+        return logits_BV
+    penalised_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return torch.where(seen_BV, penalised_BV, logits_BV)
+
+
+def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
+    """Keep {v : z_v ≥ the k-th largest z}. Fan et al. 2018, §5. Ties with the k-th all stay."""
+    if k == 0 or k >= logits_BV.shape[-1]:
+        return logits_BV
+    kth_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
+    return logits_BV.masked_fill(logits_BV < kth_B1, -math.inf)
+
+
+def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
+    """Keep the smallest set V' of likeliest tokens with Σ_{v∈V'} P(v) ≥ p   [nucleus.2]   Holtzman et al. 2020, eq. 2."""
+    if p == 1:
+        return logits_BV
+    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    before_BV = sorted_BV.softmax(-1).cumsum(-1) - sorted_BV.softmax(-1)  # what the likelier ones hold
+    drop_BV = before_BV >= p
+    drop_BV[:, 0] = False
+    return logits_BV.masked_fill(torch.zeros_like(drop_BV).scatter(-1, order_BV, drop_BV), -math.inf)
+
+
+def keep_min_p(logits_BV: Tensor, min_p: float) -> Tensor:
+    """Keep {v : P(v) ≥ p_min max_u P(u)}. Nguyen et al. 2024, §3; in logits: z_v ≥ max z + log p_min."""
+    if min_p == 0:
+        return logits_BV
+    return logits_BV.masked_fill(logits_BV < logits_BV.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
+
+
+def draw(probabilities_BV: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """v ~ P, each row with a generator of its own, so that a row's draws do not depend on its neighbours."""
+    rows = [torch.multinomial(row_V.cpu(), 1, generator=g) for row_V, g in zip(probabilities_BV, generators)]
+    return torch.cat(rows).to(probabilities_BV.device)

@@ -1,0 +1,51 @@
+"""Instruction tuning: cross entropy of the response's tokens, given the prompt (finetune.1, j over tokens)."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from minialpaca.config import FinetuneConfig
+from minialpaca.data import world
+from minialpaca.data.batch import Batch
+from minialpaca.data.instructions import Examples
+from minialpaca.data.rows import Row, hold_out, read_rows
+from minialpaca.tasks import next_token_loss
+from minialpaca.tokenizer import Tokenizer
+
+
+class Instruction:
+    def __init__(self, settings: FinetuneConfig, tokenizer: Tokenizer):
+        train, self.val_rows, self.test_rows = split_rows(settings)
+        context, over_long = settings.model.max_seq_len, settings.data.over_long
+        self.train = Examples(train, tokenizer, context, over_long, "training")
+        self.val = Examples(self.val_rows, tokenizer, context, over_long, "validation")
+        self.tokenizer_sha256, self.seed = tokenizer.sha256, settings.run.seed
+        self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
+
+    def batches_per_epoch(self) -> int:
+        return self.train.n_batches(self.batch_size)
+
+    def batch(self, number: int) -> Batch:
+        return self.train.batch(number, self.batch_size, self.seed)
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        return next_token_loss(model, batch)
+
+    def validation(self) -> Iterable[Batch]:
+        return self.val.in_order(self.batch_size, self.eval_batches)
+
+
+def split_rows(settings: FinetuneConfig) -> tuple[list[Row], list[Row], list[Row]]:
+    """(training, validation, test) rows as `data` asks for them; test may be empty."""
+    data = settings.data
+    if any(world.is_world(source) for source in data.source):
+        train, val, test = world.instructions(world.World.build(world.seed_of(data.source[0])))
+    else:
+        train, val, test = read_rows(data.source), [], []
+    if data.val_source:
+        val = read_rows(data.val_source)
+    elif not val and data.val_fraction:
+        train, val = hold_out(train, data.val_fraction, settings.run.seed)
+    if data.test_source:
+        test = read_rows(data.test_source)
+    return train, val or train, test

@@ -1,0 +1,141 @@
+"""Text ↔ token ids, by SentencePiece.
+
+Three rules keep the ids honest:
+
+1. Nothing is lost: own vocabularies use identity normalisation, keep every space, and fall back to
+   bytes, so decode(encode(x)) = x for every string.
+2. Control ids (bos, eos, pad) are added by id. The text "</s>" becomes ordinary pieces.
+3. An id stands for bytes. One table `piece_bytes` serves decoding, streaming and bits per byte.
+
+A text starts with an implied space, as in Llama ("Paris" and "in Paris" share the piece "▁Paris");
+decoding takes it away again. A text that continues another (`starts=False`) has none.
+"""
+
+import codecs
+import hashlib
+import io
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from minialpaca.errors import UserError, reason
+
+SPACE = "▁"  # SentencePiece's picture of a space, U+2581
+UNK, BOS, EOS, PAD = 0, 1, 2, 3  # in own vocabularies; Llama's has the first three and no pad
+TRICKY = "\n\n  two spaces\ttab … ＡＢＣ 全角 漢字 😀 ▁ </s><pad>### Response:\n"
+
+
+class Tokenizer:
+    """A SentencePiece model and its bytes."""
+
+    def __init__(self, model: bytes, name: str = "tokenizer"):
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, ValueError):
+            raise UserError(f"{name}: is not a SentencePiece model; give a .model file") from None
+        self.model = model
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.vocab_size = self._pieces.get_piece_size()
+        self.bos, self.eos = self._pieces.bos_id(), self._pieces.eos_id()
+        if self.bos < 0 or self.eos < 0:
+            raise UserError(f"{name}: has no <s> or no </s>; train it with bos_id and eos_id")
+        # What fills up short rows. Padding is known by its position, never by its id, so any id will do:
+        # a vocabulary without a pad id (Llama's) uses unk, which no text encodes to.
+        self.pad = self._pieces.pad_id() if self._pieces.pad_id() >= 0 else self._pieces.unk_id()
+        self.piece_bytes = [self._bytes_of(i) for i in range(self.vocab_size)]
+        self._newline = self._pieces.encode("\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a .model file and refuse one that loses text."""
+        try:
+            tokenizer = cls(Path(path).read_bytes(), str(path))
+        except OSError as error:
+            raise UserError(f"{path}: tokenizer cannot be read: {reason(error)}") from None
+        back = tokenizer.decode(tokenizer.encode(TRICKY))
+        if back != TRICKY:
+            raise UserError(f"{path}: this vocabulary loses text ({TRICKY!r} came back as {back!r}); "
+                            "train one with identity normalisation and byte fallback")
+        return tokenizer
+
+    @classmethod
+    def train(cls, texts: Iterable[str], kind: str = "bpe", vocab_size: int = 2048) -> "Tokenizer":
+        """Learn a vocabulary of at most `vocab_size` pieces (`bpe`, `unigram` or `char`) from a stream of texts."""
+        lines = _lines(texts)
+        first = next(lines, None)
+        if first is None:
+            raise UserError("tokenizer: there is no text to learn a vocabulary from")
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=itertools.chain([first], lines), model_writer=model,
+                model_type=kind, vocab_size=vocab_size, hard_vocab_limit=False, byte_fallback=True,
+                normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
+                character_coverage=0.9999 if kind != "char" else 1.0, user_defined_symbols=["\n"],
+                unk_id=UNK, bos_id=BOS, eos_id=EOS, pad_id=PAD, minloglevel=2,
+                max_sentence_length=1 << 20, num_threads=4,  # fixed: unigram's sums depend on the number of threads
+                input_sentence_size=2_000_000, shuffle_input_sentence=False,
+            )
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"tokenizer.vocab_size = {vocab_size}: SentencePiece cannot learn this vocabulary from "
+                            f"this text ({_last_sentence(error)}); use fewer pieces or more text") from None
+        return cls(model.getvalue())
+
+    def encode(self, text: str, *, starts: bool = True) -> list[int]:
+        """The ids of a text, without control ids; `starts=False` where the text continues another."""
+        head, *rest = text.split(SPACE)
+        ids = self._pieces.encode(head) if starts else self._continue(head)
+        for part in rest:  # a real U+2581 would come back as a space: spell it in bytes
+            ids += [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+            ids += self._continue(part)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; control ids are silent, broken UTF-8 becomes U+FFFD."""
+        return "".join(self.stream(ids))
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Pieces of text as ids arrive: "".join(stream(ids)) = decode(ids), no character is split or lost."""
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        at_start = True
+        for i in ids:
+            data = self.piece_bytes[i]
+            if at_start and data:
+                # The implied space. A space spelled as a byte piece is a real one.
+                data, at_start = (data[1:] if self._starts_with_space(i) else data), False
+            yield utf8.decode(data)
+        yield utf8.decode(b"", final=True)
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self.model)
+
+    def _continue(self, text: str) -> list[int]:
+        # No piece spans a newline, so what follows one is encoded as it is in mid-text.
+        return self._pieces.encode("\n" + text)[len(self._newline):] if text else []
+
+    def _starts_with_space(self, i: int) -> bool:
+        return self._pieces.id_to_piece(i).startswith(SPACE)
+
+    def _bytes_of(self, i: int) -> bytes:
+        piece = self._pieces.id_to_piece(i)
+        if self._pieces.is_control(i):
+            return b""
+        if self._pieces.is_unknown(i):
+            return " ⁇ ".encode()
+        if self._pieces.is_byte(i):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE, " ").encode()
+
+
+def _lines(texts: Iterable[str], longest: int = 10_000) -> Iterator[str]:
+    """Lines of at most `longest` characters: SentencePiece's unit of training is a sentence."""
+    for text in texts:
+        for line in text.splitlines():
+            for start in range(0, len(line), longest):
+                yield line[start:start + longest]
+
+
+def _last_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).rpartition("] ")[2][:200] or "no reason given"

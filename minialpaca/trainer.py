@@ -1,0 +1,169 @@
+"""The loop. One optimiser step reads as a numbered list; everything a stop would lose is in the checkpoint."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minialpaca import checkpoint
+from minialpaca.config import OptimConfig, TrainConfig
+from minialpaca.data.batch import Batch
+from minialpaca.data.order import raw
+from minialpaca.errors import UserError
+from minialpaca.log import RunLog, progress
+from minialpaca.model import Transformer
+from minialpaca.optim import build_adamw, clip_by_global_norm, learning_rate
+from minialpaca.tasks import Task
+
+Observer = Callable[[Transformer, RunLog, int], None]  # shows sample answers and attention maps at an evaluation
+
+
+def evaluate(model: Transformer, task: Task, device: torch.device) -> float:
+    """Mean loss per supervised token over the validation batches, without dropout; the mode is put back."""
+    was_training = model.training
+    model.eval()
+    total, n = 0.0, 0
+    with torch.no_grad():
+        for batch in task.validation():
+            total += task.loss_sum(model, batch.to(device)).item()
+            n += batch.n_supervised
+    model.train(was_training)
+    if n == 0:
+        raise UserError("the validation data has no supervised token; give more of it")
+    return total / n
+
+
+class Trainer:
+    """Minimises a task's loss over the trainable parameters of a model:  θ̂ = argmin_θ L(M_θ, D)   [adapt.0]"""
+
+    def __init__(self, model: Transformer, task: Task, optim: OptimConfig, train: TrainConfig, seed: int,
+                 folder: Path, observe: Observer = lambda model, log, step: None):
+        self.model, self.task, self.optim, self.train = model, task, optim, train
+        self.seed, self.folder, self.observe = seed, folder, observe
+        self.device = next(model.parameters()).device
+        self.optimizer = build_adamw(model, optim)
+        self.total_batches = (train.steps * train.accumulation if train.steps
+                              else max(1, round(train.epochs * task.batches_per_epoch())))
+        self.total_steps = math.ceil(self.total_batches / train.accumulation)
+        self.state = {"step": 0, "best_val_loss": math.inf, "evaluations_without_gain": 0, "stopped_early": False}
+
+    # ── the whole run ────────────────────────────────────────────────────────────────────────────
+
+    def fit(self) -> dict:
+        """Train to the last step or to the end of patience, continuing from the last checkpoint if there is one."""
+        self._resume()
+        with progress("training", self.total_steps, "steps", self.state["step"]) as bar:
+            self.log, self.bar = RunLog(self.folder, self.state["step"]), bar
+            try:
+                if self.state["step"] == 0:
+                    self._after_step({"step": 0})
+                while self.state["step"] < self.total_steps and not self.state["stopped_early"]:
+                    self._after_step(self.take_step())
+            finally:
+                self.log.close()
+        return self.state
+
+    def take_step(self) -> dict[str, float]:
+        """One optimiser step over `accumulation` micro-batches."""
+        started, step = time.perf_counter(), self.state["step"]
+        batches = self._micro_batches(step)                                      # 1. the step's data
+        n_supervised = sum(batch.n_supervised for batch in batches)              # 2. one count for all of it
+        if n_supervised == 0:
+            raise UserError(f"step {step + 1}: no supervised token in its {len(batches)} micro-batches")
+        loss = self._backward(batches, n_supervised)                             # 3. gradient of the mean over it
+        grad_norm = clip_by_global_norm(self.model.parameters(), self.optim.clip_norm)  # 4. clip, all together
+        self._refuse_nonfinite(loss, grad_norm, step)                            # 5. nothing broken reaches a weight
+        lr = self._set_lr(step)                                                  # 6. the schedule's rate
+        self.optimizer.step()                                                    # 7. update
+        self.optimizer.zero_grad(set_to_none=True)                               # 8. forget the gradient
+        self.state["step"] = step + 1
+        seconds = time.perf_counter() - started
+        return {"step": step + 1, "loss": loss.item(), "lr": lr, "grad_norm": grad_norm.item(),
+                "tokens_per_s": round(sum(batch.n_tokens for batch in batches) / seconds, 1)}
+
+    # ── parts of a step ──────────────────────────────────────────────────────────────────────────
+
+    def _micro_batches(self, step: int) -> list[Batch]:
+        """The last step of a run may have fewer; it then counts its own tokens."""
+        first = step * self.train.accumulation
+        return [self.task.batch(i) for i in range(first, min(first + self.train.accumulation, self.total_batches))]
+
+    def _backward(self, batches: list[Batch], n_supervised: int) -> Tensor:
+        """Adds the gradient of Σ losses / n to .grad, micro-batch by micro-batch; returns that loss."""
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for i, batch in enumerate(batches):
+            # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same.
+            torch.manual_seed(int(raw(1, self.seed, self.state["step"], i, 3)[0] >> 1))
+            loss = self.task.loss_sum(self.model, batch.to(self.device)) / n_supervised
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _set_lr(self, step: int) -> float:
+        lr = learning_rate(self.optim, step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _refuse_nonfinite(self, loss: Tensor, grad_norm: Tensor, step: int) -> None:
+        if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
+            last = checkpoint.find(self.folder)
+            raise UserError(f"step {step + 1}: loss {loss.item()}, gradient norm {grad_norm.item()} at learning rate "
+                            f"{learning_rate(self.optim, step, self.total_steps):.3g}; nothing was updated, the last good "
+                            f"checkpoint is {last or 'none yet'}; lower optim.lr or raise optim.warmup_steps")
+
+    # ── between steps ────────────────────────────────────────────────────────────────────────────
+
+    def _after_step(self, record: dict[str, float]) -> None:
+        """Evaluate, log, save: in this order, so that a checkpoint never knows less than the log."""
+        step, is_last = record["step"], record["step"] == self.total_steps
+        improved, evaluated = False, step % self.train.eval_every == 0 or is_last
+        if evaluated:
+            record["val_loss"] = evaluate(self.model, self.task, self.device)
+            improved = self._judge(record["val_loss"])
+            self.observe(self.model, self.log, step)
+        self.log.metrics(record)
+        self._show(record, improved)
+        if evaluated or (self.train.save_every and step % self.train.save_every == 0):
+            self._save(improved)
+
+    def _judge(self, val_loss: float) -> bool:
+        improved = val_loss < self.state["best_val_loss"]
+        if improved:
+            self.state["best_val_loss"], self.state["evaluations_without_gain"] = val_loss, 0
+        else:
+            self.state["evaluations_without_gain"] += 1
+        patience = self.train.patience
+        self.state["stopped_early"] = 0 < patience <= self.state["evaluations_without_gain"]
+        return improved
+
+    def _show(self, record: dict[str, float], improved: bool) -> None:
+        if "loss" in record:
+            self.bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['tokens_per_s']:,.0f} tok/s", refresh=False)
+            self.bar.update()
+        if "val_loss" in record:
+            train_loss = f"train loss {record['loss']:.4f}, " if "loss" in record else ""
+            self.bar.write(f"step {record['step']:>6,} of {self.total_steps:,}: {train_loss}"
+                           f"validation loss {record['val_loss']:.4f}{' (best)' if improved else ''}")
+        if self.state["stopped_early"]:
+            self.bar.write(f"stopped early: {self.train.patience} evaluations without a better validation loss")
+
+    def _save(self, improved: bool) -> None:
+        checkpoint.save(self.folder, self.state["step"],
+                        {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()},
+                        {**self.state, "tokenizer": self.task.tokenizer_sha256}, best=improved)
+
+    def _resume(self) -> None:
+        place = checkpoint.find(self.folder)
+        if place is None:
+            return
+        checkpoint.verify(place)
+        self.state = {key: value for key, value in checkpoint.read_state(place).items() if key in self.state}
+        self.model.load_state_dict(checkpoint.read_tensors(place, "model"))
+        self.optimizer.load_state_dict(checkpoint.read_tensors(place, "optimizer"))
+        done = self.state["step"] >= self.total_steps or self.state["stopped_early"]
+        print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if done else 'going on'}")
