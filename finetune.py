@@ -17,7 +17,7 @@ from minialpaca.config import FinetuneConfig, PretrainConfig
 from minialpaca.data import world
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError, command
-from minialpaca.evaluate import answer_rows, exact_match, write_answers
+from minialpaca.evaluate import answer_rows, write_marks
 from minialpaca.log import table
 from minialpaca.model import Transformer
 from minialpaca.observe import observer
@@ -96,8 +96,7 @@ def mark(model: Transformer, tokenizer: Tokenizer, task: Instruction, folder: Pa
     """Answer the test rows with the best weights; print the marks and keep every answer."""
     print(f"answering {len(task.test_rows)} test questions ...", flush=True)
     answers = answer_rows(model, tokenizer, task.test_rows)
-    write_answers(folder / "test_answers.jsonl", task.test_rows, answers)
-    marks = exact_match(task.test_rows, answers)
+    marks = write_marks(folder, task.test_rows, answers)
     print(table([(kind, right, n, 100 * right / n) for kind, (right, n) in marks.items()],
                 ("test, exact match", "right", "asked", "per cent")))
 

@@ -8,6 +8,7 @@ The model is tuned on single questions, so each line stands alone; nothing earli
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -75,7 +76,8 @@ def main() -> None:
     chat = Chat(*run.load(args.run, args.checkpoint, run.pick_device(args.device)), args.max_new_tokens, how)
     if sys.stdin.isatty():
         print("Ask something; /help lists the commands.")
-        import readline  # noqa: F401  (line editing and history for input())
+        with contextlib.suppress(ImportError):  # Windows has none
+            import readline  # noqa: F401  (line editing and history for input())
     while True:
         try:
             going_on = chat.hear(input("> " if sys.stdin.isatty() else ""))

@@ -44,7 +44,7 @@ def save(run: Path, step: int, tensors: dict[str, dict], state: dict, best: bool
             shutil.rmtree(target)
         os.replace(part, target)
         _sync(folder)
-        for name in ("last", "best") if best else ("last",):
+        for name in ("best", "last") if best else ("last",):  # `last` at the end: who resumes there has its best
             _point(folder / name, target.name)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(part, ignore_errors=True)
@@ -60,7 +60,7 @@ def find(run: Path, name: str = "last") -> Path | None:
     if not pointer.is_file():
         return None
     folder = run / FOLDER / Path(pointer.read_text(encoding="utf-8").strip()).name  # a name, never a path out of here
-    if not (folder / "manifest.json").is_file():
+    if not folder.name.startswith("step-") or not (folder / "manifest.json").is_file():
         raise UserError(f"{pointer}: points at {folder.name}, which is no complete checkpoint")
     return folder
 

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import json
 import math
+import re
 import textwrap
 import tomllib
 import typing
@@ -45,7 +46,8 @@ class RunConfig:
         _check(self, {
             "dir": (bool(self.dir.strip()), "name a folder"),
             "seed": (0 <= self.seed < 2**32, "must lie in 0 … 2³² − 1"),
-            "device": (self.device.split(":")[0] in ("auto", "cpu", "cuda", "mps"), "use auto, cpu, cuda, cuda:N or mps"),
+            "device": (re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device),
+                       "use auto, cpu, cuda, cuda:N or mps"),
             "resume": (self.resume in ("auto", "never"), "use auto or never"),
         })
 
@@ -164,9 +166,9 @@ class ModelConfig:
             "n_kv_heads": (self.n_kv_heads >= 0 and self.n_heads % self.kv_heads == 0,
                            f"must divide model.n_heads = {self.n_heads}"),
             "dropout": (0 <= self.dropout < 1, "must lie in 0 … 1"),
-            "rope_theta": (self.rope_theta > 1, "must be larger than 1"),
+            "rope_theta": (1 < self.rope_theta < math.inf, "must be larger than 1"),
             "norm_eps": (0 < self.norm_eps < 1, "must lie in 0 … 1"),
-            "init_std": (self.init_std > 0, "must be positive"),
+            "init_std": (0 < self.init_std < math.inf, "must be positive"),
             "attention": (self.attention in ("fused", "spelled"), "use fused or spelled"),
         })
         _check(self, {"d_model": (self.d_head % 2 == 0,
@@ -188,6 +190,7 @@ class BaseConfig:
 
     def __post_init__(self):
         _check(self, {
+            "run": (bool(self.run.strip()), "name the folder of a run"),
             "weights": (self.weights in ("best", "last", "random"), "use best, last or random"),
             "dropout": (0 <= self.dropout < 1, "must lie in 0 … 1"),
             "max_seq_len": (self.max_seq_len >= 0, "must not be negative"),
@@ -376,8 +379,9 @@ def _convert(value, wanted, key: str, where: str):
 
 def _nearest(key: str, known: list[str]) -> str:
     by_name = {k.partition(".")[2]: k for k in known}
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    near = near or [by_name[n] for n in difflib.get_close_matches(key.rpartition(".")[2], by_name, n=1, cutoff=0.5)]
+    name = key.rpartition(".")[2]
+    near = [by_name[name]] if name in by_name else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = near or [by_name[n] for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.5)]
     return f"did you mean {near[0]}?" if near else "run with --help for the list of keys"
 
 

@@ -40,11 +40,17 @@ def exact_match(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, tuple[
     return {kind: (sum(marks[kind]), len(marks[kind])) for kind in sorted(marks, key=lambda k: (k == "all", k))}
 
 
-def write_answers(path: Path, rows: Sequence[Row], answers: Sequence[str]) -> None:
-    """Every question with the right answer and the given one, one JSON object a line."""
+def write_marks(folder: Path, rows: Sequence[Row], answers: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """`test_answers.jsonl` with every question, its right answer and the given one; `test_marks.json` with the marks."""
+    records = [{**asdict(row), "answer": answer, "right": answer == row.output}
+               for row, answer in zip(rows, answers, strict=True)]
+    marks = exact_match(rows, answers)
+    _replace(folder / "test_answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    _replace(folder / "test_marks.json", json.dumps(marks, indent=1) + "\n")
+    return marks
+
+
+def _replace(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        for row, answer in zip(rows, answers, strict=True):
-            record = {**asdict(row), "answer": answer, "right": answer == row.output}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)

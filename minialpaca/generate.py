@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -88,13 +89,16 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 def answer_all(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_new: int,
                batch_size: int = 64, how: Sampling = Sampling()) -> list[str]:
     """The answers as texts, computed in batches of similar length; each gets at most `max_new` tokens or the room it has."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start:start + batch_size]
-        batch = [prompts[i] for i in chosen]
-        for i, ids in zip(chosen, generate(model, batch, tokenizer.eos, min(max_new, room(model, batch, None)), how)):
-            texts[i] = tokenizer.decode(ids)
+    rooms = [min(max_new, room(model, [prompt], None)) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for limit, alike in itertools.groupby(order, key=lambda i: rooms[i]):  # a long neighbour must not cut an answer
+        alike = list(alike)
+        for start in range(0, len(alike), batch_size):
+            chosen = alike[start:start + batch_size]
+            answers = generate(model, [prompts[i] for i in chosen], tokenizer.eos, limit, how)
+            for i, ids in zip(chosen, answers):
+                texts[i] = tokenizer.decode(ids)
     return texts
 
 

@@ -104,6 +104,10 @@ class RunLog:
     def image(self, name: str, pixels_HWC: np.ndarray, step: int) -> None:
         self.board.add_image(name, pixels_HWC, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """TensorBoard writes every two minutes by itself; metrics.jsonl does with each line."""
+        self.board.flush()
+
     def close(self) -> None:
         self.file.close()
         self.board.close()

@@ -198,9 +198,10 @@ class Transformer(nn.Module):
     def hidden(self, tokens_BT: Tensor, real_BT: Tensor | None = None, cache: KVCache | None = None,
                maps: list[Tensor] | None = None) -> Tensor:
         """The last layer's normed output (B, T, D). `maps` collects the attention map of each layer."""
-        places_BT, may_look = self._view(tokens_BT, real_BT, cache)
-        angles = tuple(a.unsqueeze(-3) for a in rotary_angles(places_BT, self.cfg.d_head, self.cfg.rope_theta))
+        places, may_look = self._view(tokens_BT, real_BT, cache)
         x_BTD = self.dropout(self.embed(tokens_BT))
+        places = places.double() if x_BTD.dtype == torch.float64 else places  # then float64 throughout
+        angles = tuple(a.unsqueeze(-3) for a in rotary_angles(places, self.cfg.d_head, self.cfg.rope_theta))
         for i, layer in enumerate(self.layers):
             x_BTD = layer(x_BTD, angles, may_look, cache.layer(i) if cache else None, maps)
         if cache:

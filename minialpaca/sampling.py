@@ -47,7 +47,9 @@ def choose(logits_BV: Tensor, seen_BV: Tensor, how: Sampling, generators: list[t
     logits_BV = penalise_repetition(logits_BV, seen_BV, how.repetition_penalty)
     if how.temperature == 0:
         return greedy(logits_BV)
-    logits_BV = keep_top_k(logits_BV / how.temperature, how.top_k)
+    # From the largest down, so that a temperature next to 0 gives −∞ and never ∞, whose softmax is NaN.
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(how.temperature, 1e-30)
+    logits_BV = keep_top_k(logits_BV, how.top_k)
     logits_BV = keep_min_p(keep_top_p(logits_BV, how.top_p), how.min_p)
     return draw(logits_BV.softmax(-1), generators)
 

@@ -119,7 +119,7 @@ class Trainer:
     # ── between steps ────────────────────────────────────────────────────────────────────────────
 
     def _after_step(self, record: dict[str, float]) -> None:
-        """Evaluate, log, save: in this order, so that a checkpoint never knows less than the log."""
+        """Evaluate, log, save: in this order, so that a checkpoint never knows more than the log."""
         step, is_last = record["step"], record["step"] == self.total_steps
         improved, evaluated = False, step % self.train.eval_every == 0 or is_last
         if evaluated:
@@ -153,6 +153,7 @@ class Trainer:
             self.bar.write(f"stopped early: {self.train.patience} evaluations without a better validation loss")
 
     def _save(self, improved: bool) -> None:
+        self.log.flush()
         checkpoint.save(self.folder, self.state["step"],
                         {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()},
                         {**self.state, "tokenizer": self.task.tokenizer_sha256}, best=improved)

@@ -15,7 +15,7 @@ import numpy as np
 
 from minialpaca.config import CorpusConfig
 from minialpaca.data import world
-from minialpaca.data.files import expand, fault, read_lines, read_objects, refuse
+from minialpaca.data.files import expand, fault, is_writable, read_lines, read_objects, refuse
 from minialpaca.data.order import permutation, raw
 from minialpaca.data.token_file import TokenFile, TokenWriter, read_header
 from minialpaca.errors import UserError
@@ -38,12 +38,15 @@ def texts(cfg: CorpusConfig, on_bytes: OnBytes = lambda n: None) -> Iterator[str
 
 
 def parts(cfg: CorpusConfig, sources: tuple[str, ...], on_bytes: OnBytes = lambda n: None) -> Iterator[Part]:
+    read: set[Path] = set()  # a file that two sources name is read once
     for source in sources:
         if world.is_world(source):
             yield from ((document, True) for document in world.corpus(world.World.build(world.seed_of(source))))
         else:
             for path in expand([source], SUFFIXES):
-                yield from _file_parts(path, cfg, on_bytes)
+                if path not in read:
+                    read.add(path)
+                    yield from _file_parts(path, cfg, on_bytes)
 
 
 def _file_parts(path: Path, cfg: CorpusConfig, on_bytes: OnBytes) -> Iterator[Part]:
@@ -87,9 +90,11 @@ def _jsonl_parts(path: Path, field: str, on_bytes: OnBytes) -> Iterator[Part]:
     faults: list[str] = []
     for place, record in read_objects(path, on_bytes, faults):
         text = record.get(field)
-        if isinstance(text, str):
+        if isinstance(text, str) and is_writable(text):
             if text.strip():
                 yield text, True
+        elif isinstance(text, str):
+            fault(faults, path, f"{place}: {field!r} holds half a surrogate pair, which no encoding can write")
         else:
             fault(faults, path, f"{place}: {field!r} is {'missing' if field not in record else 'no text'}")
     refuse(path, faults, "Mend these lines, or name another field with data.text_field")

@@ -52,8 +52,10 @@ def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None) -> 
     try:
         with open(path, "rb") as disk, (gzip.open(disk) if path.suffix == ".gz" else disk) as file:
             while data := file.readline(LONGEST_READ):
+                if data.endswith(b"\r"):  # cut within CRLF
+                    data += file.readline(1)
                 text = decode(data)
-                if number == 1 and text.startswith("\ufeff"):
+                if used == 0 and text.startswith("\ufeff"):
                     text = text[1:]
                 yield number, text[:-2] + "\n" if text.endswith("\r\n") else text
                 number += data.endswith(b"\n")
@@ -122,6 +124,15 @@ def fault(faults: list[str] | None, path: Path, text: str) -> None:
     if faults is None:
         raise UserError(f"{path}, {text}")
     faults.append(text)
+
+
+def is_writable(text: str) -> bool:
+    """JSON may hold half a surrogate pair ("\\ud800"), which no encoding can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def refuse(path: Path, faults: list[str], mend: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minialpaca.data.files import expand, fault, read_objects, refuse
+from minialpaca.data.files import expand, fault, is_writable, read_objects, refuse
 from minialpaca.data.order import permutation
 from minialpaca.errors import UserError
 
@@ -52,7 +52,7 @@ def _faults_of(record: dict) -> list[str]:
             found.append(f"{name!r} is missing")
         elif not isinstance(value, str):
             found.append(f"{name!r} is {json.dumps(value)[:40]} and no text")
-        elif any("\ud800" <= c <= "\udfff" for c in value):
+        elif not is_writable(value):
             found.append(f"{name!r} holds half a surrogate pair, which no encoding can write")
         elif name == "instruction" and not value.strip():
             found.append("'instruction' is empty")

@@ -5,6 +5,7 @@ uint16 ids (uint32 where the vocabulary has more than 65,536 pieces). A file is 
 another name and renamed when it is complete.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -66,20 +67,25 @@ class TokenWriter:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.file.close()
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            with contextlib.suppress(OSError):  # a full disk has been reported already
+                self.file.close()
             self.part.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._flush()
-        self.file.seek(0)
-        self.file.write(json.dumps({**self.header, "count": self.count}).encode().ljust(HEADER_BYTES))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        os.replace(self.part, self.path)
+        try:
+            self.file.seek(0)
+            self.file.write(json.dumps({**self.header, "count": self.count}).encode().ljust(HEADER_BYTES))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            os.replace(self.part, self.path)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {reason(error)}") from None
 
 
 class TokenFile:

@@ -9,20 +9,16 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from minialpaca.data import world_words as words
-from minialpaca.data.world import (
-    FACT_KINDS,
-    World,
-    canonical_answer,
-    corpus,
-    entity_split,
-    fact_documents,
-    instructions,
-    main,
-    tell,
-)
+from minialpaca.data.rows import Row, read_rows
+from minialpaca.data.world import FACT_KINDS, World, corpus, instructions, is_world, seed_of, words
+from minialpaca.data.world.__main__ import main
+from minialpaca.data.world.corpus import fact_documents
+from minialpaca.data.world.instructions import entity_split
+from minialpaca.data.world.sentences import canonical_answer, tell
+from minialpaca.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+FACT_ROWS = tuple(f"fact: {kind}" for kind in FACT_KINDS)  # what the marks call them
 
 
 class Told:
@@ -140,13 +136,14 @@ def test_few_words_and_all_of_them_told(told):
 
 def test_sizes_and_kinds(told):
     counts = [Counter(e.kind for e in split) for split in told.splits]
-    assert len(counts[0]) == 12 and set(FACT_KINDS) < set(counts[0])
+    assert len(counts[0]) == 12 and set(FACT_ROWS) < set(counts[0])
+    assert FACT_ROWS == ("fact: person", "fact: town", "fact: thing")
     assert set(counts[0]) == set(counts[1]) == set(counts[2])
-    for kind in set(counts[0]) - {*FACT_KINDS, "arithmetic", "opposite"}:
-        assert [c[kind] for c in counts] == [300, 20, 40]
-    assert sum(counts[0][kind] for kind in FACT_KINDS) == 2 * 4 * (224 + 67 + 67)
-    assert [counts[2][kind] for kind in FACT_KINDS] == [4 * 64, 4 * 19, 4 * 19]
-    assert [counts[1][kind] for kind in FACT_KINDS] == [20, 20, 20]
+    for kind in set(counts[0]) - {*FACT_ROWS, "arithmetic", "opposite"}:
+        assert [c[kind] for c in counts] == [9 * 8 * 7 - 60 if kind == "order" else 1000, 20, 40]
+    assert sum(counts[0][kind] for kind in FACT_ROWS) == 2 * 4 * (224 + 67 + 67)
+    assert [counts[2][kind] for kind in FACT_ROWS] == [4 * 64, 4 * 19, 4 * 19]
+    assert [counts[1][kind] for kind in FACT_ROWS] == [20, 20, 20]
     assert counts[0]["arithmetic"] >= 300 and counts[2]["arithmetic"] == 40
     assert counts[0]["opposite"] >= 150 and counts[2]["opposite"] == 24
 
@@ -162,7 +159,7 @@ def test_no_duplicates_and_nothing_held_out_in_training(told):
 def test_held_out_facts_are_neither_asked_nor_answered_in_training(told):
     train_names, *held_out = [{e.name for e in part} for part in entity_split(told.world)]
     assert [len(train_names), *map(len, held_out)] == [358, 52, 102]
-    facts = [[e for e in split if e.kind in FACT_KINDS] for split in told.splits]
+    facts = [[e for e in split if e.kind in FACT_ROWS] for split in told.splits]
     asked = [word for e in facts[0] for word in re.findall(r"[A-Z][a-z]+", e.instruction)]
     for names, split in zip(held_out, facts[1:]):
         assert not names & set(asked)
@@ -177,17 +174,17 @@ def test_fact_answers_are_the_facts(told):
     by_name = {e.name: e for e in told.world.entities}
     asked = defaultdict(Counter)
     for example in told.examples:
-        if example.kind not in FACT_KINDS:
+        if example.kind not in FACT_ROWS:
             continue
         assert example.input == ""
         (name,) = set(re.findall(r"\w+", example.instruction)) & set(by_name)
         (attribute,) = (
             attribute
-            for attribute, (_, _, questions) in words.ATTRIBUTES[example.kind].items()
+            for attribute, (_, _, questions) in words.ATTRIBUTES[example.kind.removeprefix("fact: ")].items()
             if example.instruction in [q.format(name=name) for q in questions]
         )
         entity = by_name[name]
-        assert entity.kind == example.kind
+        assert f"fact: {entity.kind}" == example.kind
         assert re.search(rf"\b{name}\b.* {entity.facts[attribute]}( best)?\.$", example.output)
         assert canonical_answer(entity, attribute) == example.output
         asked[attribute][example.instruction.replace(name, "X")] += 1
@@ -199,7 +196,7 @@ def test_arithmetic(told):
     for split in told.splits:
         asked = [e for e in split if e.kind == "arithmetic"]
         numbers = [tuple(map(int, re.findall(r"\d+", e.instruction))) for e in asked]
-        assert all(len(pair) == 2 and int(e.output) == sum(pair) for e, pair in zip(asked, numbers))
+        assert all(e.output == f"{a} plus {b} is {a + b}." for e, (a, b) in zip(asked, numbers))
         sums.append({frozenset(pair) for pair in numbers})
     assert not sums[0] & sums[1] and not sums[0] & sums[2] and not sums[1] & sums[2]
     text = " ".join(told.documents)
@@ -214,7 +211,10 @@ def test_opposites(told):
     other = dict(words.OPPOSITES) | {b: a for a, b in words.OPPOSITES}
     met = []
     for split in told.splits:
-        asked = {e.instruction.rstrip("?.").split()[-1]: e.output for e in split if e.kind == "opposite"}
+        asked = {}
+        for example in (e for e in split if e.kind == "opposite"):
+            word, asked[word] = re.fullmatch(r"The opposite of (\w+) is (\w+)\.", example.output).groups()
+            assert example.instruction.rstrip("?.").split()[-1] == word
         assert all(other[word] == answer for word, answer in asked.items())
         assert all(asked[answer] == word for word, answer in asked.items())  # both directions, in the same split
         met.append(set(asked))
@@ -235,6 +235,15 @@ def test_compare(told):
         assert (asked in ("older", "younger")) == (rows[0][2] == "years old")
         used[asked] += 1
     assert set(used) == set(wants)
+
+
+def test_songs_repeat_their_line(told):
+    songs = [re.fullmatch(r"The song of (\w+) goes (.*)\.", d).groups()
+             for d in told.documents if d.startswith("The song of")]
+    lines = [song.split(", ") for _, song in songs]
+    assert len(songs) >= 1000 and all(len(line) == 3 and len(set(line)) == 1 for line in lines)
+    assert {len(line[0].split()) for line in lines} == {3, 4, 5, 6}
+    assert len({line[0] for line in lines}) > 0.95 * len(lines)  # to be looked back at, not learned by heart
 
 
 def parse_items(sentence):
@@ -285,16 +294,16 @@ def test_sizes_can_be_chosen_and_end_where_a_kind_is_used_up():
     world = World.build(0)
     sizes = {"train_per_kind": 10, "validation_per_kind": 4, "test_per_kind": 6}
     train, validation, test = instructions(world, phrasings=1, **sizes)
-    assert Counter(e.kind for e in validation)["person"] == 4
+    assert Counter(e.kind for e in validation)["fact: person"] == 4
     assert Counter(e.kind for e in train)["list"] == 10 and Counter(e.kind for e in test)["opposite"] == 6
-    assert sum(e.kind in FACT_KINDS for e in train) == 4 * 358
+    assert sum(e.kind in FACT_ROWS for e in train) == 4 * 358
     many = Counter(e.kind for e in instructions(world, train_per_kind=2000)[0])
     assert many["list"] == 2000 and 600 < many["sentiment"] <= 1140  # 1,200 reviews less the held-out 60
     assert len(list(corpus(world, tellings_per_entity=1, documents_per_skill=1))) < 2000
 
 
 def test_main_writes_alpaca_files_and_counts(tmp_path, capsys):
-    assert main([str(tmp_path / "new" / "world"), "--seed", "2"]) == 0
+    main([str(tmp_path / "new" / "world"), "--seed", "2"])
     printed = capsys.readouterr().out
     assert "entities 512, facts 2048" in printed and "arithmetic" in printed
     told = Told(2)
@@ -306,7 +315,24 @@ def test_main_writes_alpaca_files_and_counts(tmp_path, capsys):
 
 
 def test_main_says_in_one_line_that_it_cannot_write(tmp_path, capsys):
-    (tmp_path / "file").write_text("in the way")
-    assert main([str(tmp_path / "file")]) == 2
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "file")])
+    assert stop.value.code == 2
     streams = capsys.readouterr()
     assert streams.out == "" and streams.err.count("\n") == 1 and str(tmp_path / "file") in streams.err
+
+
+def test_the_files_read_back_as_the_same_rows(tmp_path):
+    main([str(tmp_path), "--seed", "2"])
+    for name, split in zip(SPLITS, Told(2).splits):
+        assert read_rows([str(tmp_path / f"{name}.json")]) == split
+        assert all(type(row) is Row for row in split)
+
+
+def test_a_source_names_a_world_and_its_seed():
+    assert is_world("world") and is_world("world:7") and not is_world("world.txt") and not is_world("my/world")
+    assert seed_of("world") == 0 and seed_of("world:7") == 7
+    for wrong in ("world:x", "world:-1", "world:1.5"):
+        with pytest.raises(UserError, match="write world or world:SEED"):
+            seed_of(wrong)

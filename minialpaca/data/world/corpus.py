@@ -8,12 +8,12 @@ from minialpaca.data.world.entities import LARGEST_TERM, NUMBERS, World, stream
 from minialpaca.data.world.sentences import both_ways, shopping, tell
 
 
-def corpus(world: World, *, tellings_per_entity: int = 12, documents_per_skill: int = 600) -> Iterator[str]:
+def corpus(world: World, *, tellings_per_entity: int = 16, documents_per_skill: int = 1500) -> Iterator[str]:
     """The pretraining documents, shuffled: facts (most of them), then what the other kinds need."""
     documents = list(fact_documents(world, tellings_per_entity))
     documents += grouped(stream(world.seed, "corpus/sums"), sum_sentences())
     documents += grouped(stream(world.seed, "corpus/opposites"), opposite_sentences())
-    for write in (comparison_story, shopping_story, number_story, holding_story, tense_story, feeling_story):
+    for write in (comparison_story, shopping_story, number_story, holding_story, tense_story, feeling_story, song):
         rng = stream(world.seed, f"corpus/{write.__name__}")
         documents += [write(rng, world.people(), i) for i in range(documents_per_skill)]
     stream(world.seed, "corpus/shuffle").shuffle(documents)
@@ -109,3 +109,9 @@ def feeling_story(rng: random.Random, people: list[str], i: int) -> str:
         f"{rng.choice(mood['closings'])} It was {one}. {person} {rng.choice(mood['reactions'])}.",
         f"A review with the words {one} and {other} is {label}.",
     ))
+
+
+def song(rng: random.Random, people: list[str], i: int) -> str:
+    """Words in a random order, sung three times: only looking back tells what comes next."""
+    line = " ".join(rng.sample(people if i % 2 else words.ITEMS, 3 + i % 4))
+    return f"The song of {rng.choice(people)} goes {line}, {line}, {line}."

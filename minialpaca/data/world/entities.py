@@ -10,7 +10,7 @@ FACT_KINDS = ("person", "town", "thing")
 POPULATION = {"person": 320, "town": 96, "thing": 96}
 N_HOMES = 24  # people live in this many of the towns: few enough to learn as values
 LARGEST_TERM = 12
-NUMBERS = range(10, 60)  # ages, weights and numbers to sort: two digits each
+NUMBERS = range(1, 10)  # ages, weights and numbers to sort: one digit, one token
 
 # What a name ends in tells its kind: Mirava (a person), Tolen (a town), Velusk (a ship).
 # kind -> (syllables, vowels of the last one, what may close it)

@@ -31,7 +31,7 @@ def instructions(
     world: World,
     *,
     phrasings: int = 2,
-    train_per_kind: int = 300,
+    train_per_kind: int = 1000,
     validation_per_kind: int = 20,
     test_per_kind: int = 40,
 ) -> Splits:
@@ -76,14 +76,16 @@ def arithmetic_examples(rng: random.Random, sizes: tuple[int, int, int]) -> Spli
     """Split by unordered pair: with 5 + 7 in training, 7 + 5 in test would be no question."""
     pairs = list(combinations_with_replacement(range(LARGEST_TERM + 1), 2))
     groups = three_parts(rng, pairs, n_validation=10, n_test=24)
-    answered = [[({"a": a, "b": b}, str(a + b)) for a, b in both_ways(group)] for group in groups]
+    answered = [[({"a": a, "b": b}, words.SUM_SENTENCES[0].format(a=a, b=b, c=a + b)) for a, b in both_ways(group)]
+                for group in groups]
     return worded(rng, "arithmetic", answered, sizes)
 
 
 def opposite_examples(rng: random.Random, sizes: tuple[int, int, int]) -> Splits:
     """Split by pair, both directions asked: no word of a test pair is ever asked or answered in training."""
     groups = three_parts(rng, words.OPPOSITES, n_validation=6, n_test=12)
-    answered = [[({"word": word}, other) for word, other in both_ways(group)] for group in groups]
+    answered = [[({"word": word}, words.OPPOSITE_SENTENCES[0].format(word=word, other=other))
+                 for word, other in both_ways(group)] for group in groups]
     return worded(rng, "opposite", answered, sizes)
 
 

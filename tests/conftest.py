@@ -1,0 +1,79 @@
+"""What the whole suite shares: a small vocabulary, and two tiny runs made once by the scripts themselves."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from running import TINY_FINETUNE, TINY_PRETRAIN, in_process
+
+import finetune
+import train
+from minialpaca.data.instructions import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
+from minialpaca.tokenizer import Tokenizer
+
+NAMES = ("Mira", "Tolen", "Velusk", "Bado", "Kira", "Somar")
+ITEMS = ("lamp", "rope", "bell", "map", "coin")
+
+
+def sentences(n: int, seed: int = 0) -> list[str]:
+    """Plain sentences, some with characters of two, three and four bytes."""
+    rng = random.Random(seed)
+    tail = ("", "", "", " Café!", " 漢字.", " 😀")
+    return [f"{rng.choice(NAMES)} has {rng.randrange(2, 99)} {rng.choice(ITEMS)}s.{rng.choice(tail)}" for _ in range(n)]
+
+
+def alpaca_rows(n: int, seed: int = 0) -> list[dict]:
+    """Questions that differ pairwise, half of them with an input; answers of different lengths."""
+    rng = random.Random(seed)
+    return [{"instruction": f"How many {rng.choice(ITEMS)}s? ({i})", "input": rng.choice(NAMES) if i % 2 else "",
+             "output": " and ".join(str(rng.randrange(99)) for _ in range(1 + i % 4)),
+             "kind": "odd" if i % 2 else "even"}
+            for i in range(n)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """Byte pairs of a small text in which the Alpaca prompts are common."""
+    return Tokenizer.train([*sentences(300), *[PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT] * 50], "bpe", 512)
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory) -> Path:
+    """A folder with story.txt (a line is a document) and alpaca.json."""
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "story.txt").write_text("\n".join(sentences(400)) + "\n", encoding="utf-8")
+    (folder / "alpaca.json").write_text(json.dumps(alpaca_rows(40)), encoding="utf-8")
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alpaca_rows(6, seed=1)),
+                                       encoding="utf-8")
+    (folder / "pretrain.toml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    (folder / "finetune.toml").write_text(TINY_FINETUNE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrain_command(sources) -> list[str]:
+    """The arguments of train.py for a tiny run; `run.dir=…` is still to come."""
+    return [str(sources / "pretrain.toml"), f"data.source={sources / 'story.txt'}"]
+
+
+@pytest.fixture(scope="session")
+def pretrained(pretrain_command, tmp_path_factory) -> Path:
+    """A finished run of train.py. Read only."""
+    folder = tmp_path_factory.mktemp("runs") / "pretrain"
+    in_process(train.main, [*pretrain_command, f"run.dir={folder}"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finetune_command(sources, pretrained) -> list[str]:
+    return [str(sources / "finetune.toml"), f"data.source={sources / 'alpaca.json'}", f"base.run={pretrained}",
+            f"data.test_source={sources / 'test.jsonl'}"]
+
+
+@pytest.fixture(scope="session")
+def tuned(finetune_command, tmp_path_factory) -> Path:
+    """A finished run of finetune.py on top of `pretrained`. Read only."""
+    folder = tmp_path_factory.mktemp("runs") / "tuned"
+    in_process(finetune.main, [*finetune_command, f"run.dir={folder}"])
+    return folder

@@ -1,0 +1,175 @@
+"""The papers' sums as loops in float64: one index at a time, sharing nothing with minialpaca.
+
+Vectors are lists of numbers, matrices lists of rows. Slow on purpose; what is tested is compared with these.
+"""
+
+import cmath
+import math
+
+import torch
+from torch import Tensor
+
+
+def listed(tensor: Tensor) -> list:
+    return tensor.detach().double().tolist()
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def times(matrix: list[list[float]], x: list[float]) -> list[float]:
+    """y_o = Σ_i W_oi x_i: a Linear without bias."""
+    return [dot(row, x) for row in matrix]
+
+
+def softmax(z: list[float]) -> list[float]:
+    weights = [math.exp(v - max(z)) for v in z]
+    return [w / math.fsum(weights) for w in weights]
+
+
+# ── the Transformer ──────────────────────────────────────────────────────────────────────────────
+
+
+def rms_norm(x: list[float], gain: list[float], eps: float) -> list[float]:
+    mean_square = math.fsum(v * v for v in x) / len(x)
+    return [g * v / math.sqrt(mean_square + eps) for g, v in zip(gain, x, strict=True)]
+
+
+def rotary_angle(m: float, i: int, d_head: int, theta: float) -> float:
+    return m / theta ** (2 * i / d_head)
+
+
+def rotate(x: list[float], m: float, theta: float) -> list[float]:
+    """Each adjacent pair as a complex number, times e^{i m θ_i}."""
+    turned = []
+    for i in range(len(x) // 2):
+        z = complex(x[2 * i], x[2 * i + 1]) * cmath.exp(1j * rotary_angle(m, i, len(x), theta))
+        turned += [z.real, z.imag]
+    return turned
+
+
+def attention(queries: list, keys: list, values: list, may_look: list[list[bool]]) -> tuple[list, list]:
+    """One head: (mix, map). A key that may not be looked at does not enter the sum at all."""
+    mixes, maps = [], []
+    for t, query in enumerate(queries):
+        seen = [s for s in range(len(keys)) if may_look[t][s]]
+        weights = dict(zip(seen, softmax([dot(query, keys[s]) / math.sqrt(len(query)) for s in seen])))
+        maps.append([weights.get(s, 0.0) for s in range(len(keys))])
+        mixes.append([math.fsum(weights[s] * values[s][k] for s in seen) for k in range(len(values[0]))])
+    return mixes, maps
+
+
+def swish(z: float) -> float:
+    return z / (1 + math.exp(-z))
+
+
+def swiglu(x: list[float], gate: list, up: list, down: list) -> list[float]:
+    return times(down, [swish(g) * u for g, u in zip(times(gate, x), times(up, x))])
+
+
+def decoder(weights: dict[str, Tensor], cfg, tokens: list[int]) -> list[list[float]]:
+    """The logits of each token of one sequence, from a state dict."""
+    w = {name: listed(tensor) for name, tensor in weights.items()}
+    stream = [list(w["embed.weight"][token]) for token in tokens]
+    see = [[s <= t for s in range(len(tokens))] for t in range(len(tokens))]
+    for layer in range(cfg.n_layers):
+        name = f"layers.{layer}."
+        normed = [rms_norm(x, w[name + "attn_norm.weight"], cfg.norm_eps) for x in stream]
+        q, k, v = ([times(w[f"{name}attn.{p}_proj.weight"], x) for x in normed] for p in "qkv")
+        heads = []
+        for head in range(cfg.n_heads):
+            shared = head * cfg.kv_heads // cfg.n_heads
+
+            def part(rows, h):
+                return [row[h * cfg.d_head:(h + 1) * cfg.d_head] for row in rows]
+
+            def turned(rows, h):
+                return [rotate(row, m, cfg.rope_theta) for m, row in enumerate(part(rows, h))]
+
+            heads.append(attention(turned(q, head), turned(k, shared), part(v, shared), see)[0])
+        for t, x in enumerate(stream):
+            joined = [value for head in heads for value in head[t]]
+            stream[t] = [a + b for a, b in zip(x, times(w[name + "attn.o_proj.weight"], joined))]
+        for t, x in enumerate(stream):
+            normed_x = rms_norm(x, w[name + "mlp_norm.weight"], cfg.norm_eps)
+            out = swiglu(normed_x, *(w[f"{name}mlp.{p}_proj.weight"] for p in ("gate", "up", "down")))
+            stream[t] = [a + b for a, b in zip(x, out)]
+    return [times(w["lm_head.weight"], rms_norm(x, w["final_norm.weight"], cfg.norm_eps)) for x in stream]
+
+
+# ── loss and optimiser ───────────────────────────────────────────────────────────────────────────
+
+
+def cross_entropy_sum(logits: list[list[float]], targets: list[int], ignore: int = -100) -> float:
+    return math.fsum(-math.log(softmax(z)[y]) for z, y in zip(logits, targets, strict=True) if y != ignore)
+
+
+def adamw(theta: list[float], gradients: list[list[float]], lr: list[float], beta1: float, beta2: float, eps: float,
+          decay: float) -> list[float]:
+    """Loshchilov & Hutter 2019, algorithm 2, one parameter at a time; `gradients` and `lr` hold one entry per step."""
+    result = []
+    for n, value in enumerate(theta):
+        m = v = 0.0
+        for t, (g, eta) in enumerate(zip(gradients, lr, strict=True), 1):
+            m = beta1 * m + (1 - beta1) * g[n]
+            v = beta2 * v + (1 - beta2) * g[n] ** 2
+            m_hat, v_hat = m / (1 - beta1 ** t), v / (1 - beta2 ** t)
+            value -= eta * (m_hat / (math.sqrt(v_hat) + eps) + decay * value)
+        result.append(value)
+    return result
+
+
+def learning_rates(kind: str, highest: float, lowest: float, warmup: int, total: int) -> list[float]:
+    """The whole schedule, walked from its first step to its last."""
+    rates, falling = [], total - warmup
+    for step in range(total):
+        if step < warmup:
+            rates.append(highest * (step + 1) / warmup)
+            continue
+        k = step - warmup  # 0 … falling − 1
+        part = k / (falling - 1) if falling > 1 else 0.0
+        if kind == "constant":
+            rates.append(highest)
+        elif kind == "linear":
+            rates.append((1 - part) * highest + part * lowest)
+        else:  # (1 + cos πp)/2 = cos²(πp/2)
+            rates.append(lowest + (highest - lowest) * math.cos(math.pi * part / 2) ** 2)
+    return rates
+
+
+def clip(gradients: list[list[float]], limit: float) -> tuple[list[list[float]], float]:
+    norm = math.sqrt(math.fsum(g * g for part in gradients for g in part))
+    if limit == 0 or norm <= limit:
+        return gradients, norm
+    return [[g * limit / norm for g in part] for part in gradients], norm
+
+
+# ── sampling: which tokens stay, one row at a time ───────────────────────────────────────────────
+
+
+def top_k(z: list[float], k: int) -> set[int]:
+    """Those that fewer than k others exceed; k = 0 keeps all."""
+    return {v for v in range(len(z)) if k == 0 or sum(other > z[v] for other in z) < k}
+
+
+def top_p(z: list[float], p: float) -> set[int]:
+    """Take tokens, likeliest first and the lower id first among equals, until they hold p; p = 1 keeps all."""
+    kept: set[int] = set()
+    held = 0.0
+    probabilities = softmax(z)
+    for v in sorted(range(len(z)), key=lambda v: (-z[v], v)):
+        if p < 1 and kept and held >= p:
+            break
+        kept.add(v)
+        held += probabilities[v]
+    return kept
+
+
+def min_p(z: list[float], share: float) -> set[int]:
+    probabilities = softmax(z)
+    return {v for v in range(len(z)) if probabilities[v] >= share * max(probabilities)}
+
+
+def repetition(z: list[float], seen: set[int], penalty: float) -> list[float]:
+    return [v if i not in seen else v / penalty if v > 0 else v * penalty for i, v in enumerate(z)]

@@ -1,0 +1,268 @@
+"""Checkpoints: complete or not there, and loading runs no code."""
+
+import errno
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from minialpaca import checkpoint
+from minialpaca.errors import UserError
+
+STATE = {"step": 1, "best_val_loss": 2.5, "tokenizer": "ab"}
+
+
+def save(run, step, best=False, value=None):
+    value = float(step) if value is None else value
+    tensors = {"model": {"w": torch.full((2, 3), value)},
+               "optimizer": {"state": {0: {"step": torch.tensor(value)}}, "n": 7}}
+    return checkpoint.save(run, step, tensors, {**STATE, "step": step}, best)
+
+
+def value_of(run, name="last"):
+    """Find, verify and read, as a resumed run does."""
+    place = checkpoint.find(run, name)
+    checkpoint.verify(place)
+    value = checkpoint.read_tensors(place, "model")["w"][0, 0].item()
+    assert checkpoint.read_state(place)["step"] == int(place.name.removeprefix("step-"))
+    return value
+
+
+def folders(run):
+    return sorted(p.name for p in (run / "checkpoints").iterdir() if p.is_dir())
+
+
+def test_what_was_saved_comes_back_to_the_bit(tmp_path):
+    exact = {"a": torch.randn(50, 7, generator=torch.Generator().manual_seed(0)), "b": torch.tensor([1, -2**62]),
+             "c": torch.tensor([float("inf"), 1e-45])}
+    state = {"step": 3, "best_val_loss": 1 / 3, "stopped_early": False}
+    place = checkpoint.save(tmp_path, 3, {"model": exact, "optimizer": {"m": exact["a"] * 2}}, state, best=True)
+    assert place == checkpoint.find(tmp_path, "last") == checkpoint.find(tmp_path, "best")
+    checkpoint.verify(place)
+    back = checkpoint.read_tensors(place, "model")
+    assert list(back) == list(exact) and all(torch.equal(back[k], exact[k]) and back[k].dtype == exact[k].dtype
+                                             for k in exact)
+    assert torch.equal(checkpoint.read_tensors(place, "optimizer")["m"], exact["a"] * 2)
+    assert checkpoint.read_state(place) == state
+    assert sorted(os.listdir(place)) == ["manifest.json", "model.pt", "optimizer.pt", "state.json"]
+
+
+def test_an_infinite_best_loss_comes_back(tmp_path):
+    place = checkpoint.save(tmp_path, 0, {}, {"best_val_loss": float("inf")}, best=False)
+    assert checkpoint.read_state(place) == {"best_val_loss": float("inf")}
+
+
+def test_nothing_saved_yet_is_none(tmp_path):
+    assert checkpoint.find(tmp_path) is None and checkpoint.find(tmp_path / "nowhere", "best") is None
+    save(tmp_path, 1)
+    assert checkpoint.find(tmp_path, "best") is None
+
+
+def test_last_and_best_are_kept_and_no_others(tmp_path):
+    for step, best, left in [(0, True, [0]), (10, False, [0, 10]), (20, True, [20]), (30, False, [20, 30]),
+                             (40, False, [20, 40])]:
+        save(tmp_path, step, best)
+        assert folders(tmp_path) == [f"step-{s:06d}" for s in left]
+        assert value_of(tmp_path, "last") == step
+    assert value_of(tmp_path, "best") == 20
+
+
+def test_an_old_folder_goes_only_after_the_pointers_moved(tmp_path, monkeypatch):
+    save(tmp_path, 1, best=True)
+    seen = []
+    clean = checkpoint._clean
+    monkeypatch.setattr(checkpoint, "_clean",
+                        lambda folder: (seen.append((folders(tmp_path), value_of(tmp_path))), clean(folder)))
+    save(tmp_path, 2, best=True)
+    assert seen == [(["step-000001", "step-000002"], 2.0)] and folders(tmp_path) == ["step-000002"]
+
+
+def test_the_manifest_is_written_last_and_lists_every_file(tmp_path, monkeypatch):
+    write_text = checkpoint.Path.write_text
+
+    def watch(path, text, **kwargs):
+        if path.name == "manifest.json":
+            assert sorted(os.listdir(path.parent)) == ["model.pt", "optimizer.pt", "state.json"]
+            assert path.parent.name.startswith(checkpoint.TEMPORARY)
+            assert sorted(json.loads(text)["files"]) == ["model.pt", "optimizer.pt", "state.json"]
+            watched.append(path)
+        return write_text(path, text, **kwargs)
+
+    watched = []
+    monkeypatch.setattr(checkpoint.Path, "write_text", watch)
+    save(tmp_path, 1)
+    assert len(watched) == 1
+
+
+def test_files_and_folders_are_synced_before_they_are_pointed_at(tmp_path, monkeypatch):
+    events = []
+    sync, replace = checkpoint._sync, os.replace
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: (events.append(("sync", path.name)), sync(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("replace", b.name)), replace(a, b)))
+    save(tmp_path, 1)
+    moved = events.index(("replace", "step-000001"))
+    assert {name for _, name in events[:moved]} == {"model.pt", "optimizer.pt", "state.json", "manifest.json"}
+    assert events[moved + 1:] == [("sync", "checkpoints"), ("sync", ".writing-last"), ("replace", "last"),
+                                  ("sync", "checkpoints")]
+
+
+# ── faults while writing ─────────────────────────────────────────────────────────────────────────
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def torch_full_disk(*_, **__):
+    raise RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0\nmore lines")
+
+
+def on_call(wanted, real):
+    """`real`, failing at the `wanted`-th call."""
+    count = iter(range(1, 100))
+    return lambda *args: full_disk() if next(count) == wanted else real(*args)
+
+
+FAULTS = {
+    "torch.save": lambda m: m.setattr(torch, "save", full_disk),
+    "torch.save, as torch says it": lambda m: m.setattr(torch, "save", torch_full_disk),
+    "fsync of a file": lambda m: m.setattr(os, "fsync", on_call(2, os.fsync)),
+    "rename of the folder": lambda m: m.setattr(os, "replace", on_call(1, os.replace)),
+    "rename of the first pointer": lambda m: m.setattr(os, "replace", on_call(2, os.replace)),
+    "rename of the second pointer": lambda m: m.setattr(os, "replace", on_call(3, os.replace)),
+}
+
+
+@pytest.mark.parametrize("fail", FAULTS.values(), ids=FAULTS)
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path, fail):
+    save(tmp_path, 1, best=True)
+    with pytest.MonkeyPatch.context() as patch:
+        fail(patch)
+        with pytest.raises(UserError) as caught:
+            save(tmp_path, 2, best=True)
+    message = str(caught.value)
+    assert "step-000002: the checkpoint cannot be written: " in message and "\n" not in message
+    assert ("no space left on device" in message) or ("failed writing file" in message)
+    assert value_of(tmp_path, "last") == 1
+    assert value_of(tmp_path, "best") in (1, 2)  # either one, but a whole one
+    assert not [f for f in folders(tmp_path) if f.startswith(checkpoint.TEMPORARY)]
+    save(tmp_path, 2, best=True, value=2.0)  # and with room again it goes on
+    assert value_of(tmp_path, "last") == value_of(tmp_path, "best") == 2 and folders(tmp_path) == ["step-000002"]
+
+
+class Killed(BaseException):
+    """A stop that nothing catches, as SIGKILL is."""
+
+
+@pytest.mark.parametrize("moment", range(14))
+def test_a_kill_at_any_moment_leaves_a_whole_last_whose_best_is_at_least_as_good(tmp_path, monkeypatch, moment):
+    """Dies at the `moment`-th of the 14 file operations of a save that improved."""
+    save(tmp_path, 1, best=True)
+    count = iter(range(100))
+
+    def dying(real):
+        def call(*args, **kwargs):
+            if next(count) == moment:
+                raise Killed
+            return real(*args, **kwargs)
+        return call
+
+    with monkeypatch.context() as patch:
+        for module, name in ((torch, "save"), (os, "fsync"), (os, "replace")):
+            patch.setattr(module, name, dying(getattr(module, name)))
+        with pytest.raises(Killed):
+            save(tmp_path, 2, best=True)
+    last, best = value_of(tmp_path, "last"), value_of(tmp_path, "best")
+    assert last in (1, 2) and best >= last  # never a `last` that remembers a better `best` than there is
+    save(tmp_path, 3)
+    assert value_of(tmp_path, "last") == 3 and not [f for f in folders(tmp_path) if f.startswith(checkpoint.TEMPORARY)]
+
+
+def test_what_a_dead_run_left_half_written_is_no_checkpoint_and_goes(tmp_path):
+    save(tmp_path, 1)
+    half = tmp_path / "checkpoints" / ".writing-step-000002"
+    shutil.copytree(tmp_path / "checkpoints" / "step-000001", half)
+    (tmp_path / "checkpoints" / "step-000002").mkdir()
+    assert value_of(tmp_path) == 1
+    save(tmp_path, 3)
+    assert folders(tmp_path) == ["step-000003"]
+
+
+def test_a_step_saved_again_replaces_the_orphan_of_that_step(tmp_path):
+    save(tmp_path, 1)
+    shutil.copytree(tmp_path / "checkpoints" / "step-000001", tmp_path / "checkpoints" / "step-000002")
+    save(tmp_path, 2, value=5.0)
+    assert value_of(tmp_path) == 5 and folders(tmp_path) == ["step-000002"]
+
+
+def test_an_unwritable_place_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="step-000001: the checkpoint cannot be written: not a directory"):
+        save(tmp_path / "file", 1)
+
+
+# ── faults while reading ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["model.pt", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b + b" ", lambda b: b[:9] + bytes([b[9] ^ 1]) + b[10:]])
+def test_a_damaged_file_is_refused_by_name(tmp_path, name, damage):
+    place = save(tmp_path, 1)
+    (place / name).write_bytes(damage((place / name).read_bytes()))
+    with pytest.raises(UserError, match=f"{name}: differs from the checkpoint's manifest"):
+        checkpoint.verify(place)
+
+
+def test_a_missing_file_and_a_broken_manifest_are_refused(tmp_path):
+    place = save(tmp_path, 1)
+    (place / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match="the checkpoint is incomplete: .*optimizer.pt: no such file"):
+        checkpoint.verify(place)
+    for broken in ("", "[]", "{}", '{"files": 3}', '{"files": [1]}'):
+        (place / "manifest.json").write_text(broken, encoding="utf-8")
+        with pytest.raises(UserError, match="manifest.json: is no manifest"):
+            checkpoint.verify(place)
+    (place / "manifest.json").unlink()
+    with pytest.raises(UserError, match="last: points at step-000001, which is no complete checkpoint"):
+        checkpoint.find(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["../../elsewhere/checkpoints/step-000001", "/etc", "..", ".", "",
+                                     "../checkpoints/..", "step-9"])
+def test_a_pointer_cannot_lead_out_of_its_folder(tmp_path, content):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    save(elsewhere, 1)
+    save(run, 7)
+    for trap in (run, run / "checkpoints"):  # what `..` and `.` would lead to
+        (trap / "manifest.json").write_text('{"files": {}}', encoding="utf-8")
+    (run / "checkpoints" / "last").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="last: points at .*which is no complete checkpoint"):
+        checkpoint.find(run)
+
+
+class Malice:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("dump", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
+def test_a_malicious_pickle_is_refused_and_nothing_is_executed(tmp_path, dump):
+    place = save(tmp_path, 1)
+    proof, weapon = tmp_path / "executed", place / "model.pt"
+    dump({"w": Malice(proof)}, weapon)
+    manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"]["model.pt"] = checkpoint._facts(weapon)  # the attacker knows how to count
+    (place / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    checkpoint.verify(place)
+    with pytest.raises(UserError, match="model.pt: cannot be loaded") as caught:
+        checkpoint.read_tensors(place, "model")
+    assert not proof.exists() and "\n" not in str(caught.value)
+    pickle.loads(pickle.dumps(Malice(proof)))  # the weapon is loaded: other loaders would have made the folder
+    assert proof.exists()

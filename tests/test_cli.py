@@ -1,0 +1,336 @@
+"""What a user meets on the command line: one clear line for bad input, and no half-written run behind it."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+from conftest import alpaca_rows, sentences
+from running import in_process, refused
+
+import finetune
+import train
+from minialpaca import chat, config, generate
+from minialpaca.tokenizer import Tokenizer
+
+
+def written(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def pretrain(pretrain_command, folder, *changes):
+    return in_process(train.main, [*pretrain_command, f"run.dir={folder}", *changes])
+
+
+def tune(finetune_command, folder, *changes):
+    return in_process(finetune.main, [*finetune_command, f"run.dir={folder}", *changes])
+
+
+def module(main, monkeypatch, *arguments, stdin=""):
+    monkeypatch.setattr(sys, "argv", ["python -m", *map(str, arguments)])
+    return in_process(main, stdin=stdin)
+
+
+def is_no_run(folder):
+    return not (folder / "config.toml").exists() and not (folder / "checkpoints").exists()
+
+
+# ── bad data ─────────────────────────────────────────────────────────────────────────────────────
+
+BAD_TEXT = {
+    "missing": (None, "a.txt", ["a.txt: no such file, folder or glob"]),
+    "empty": ("", "a.txt", ["a.txt: is empty"]),
+    "wrong ending": ("x", "a.csv", ["a.csv: unknown kind of file"]),
+    "invalid UTF-8": (b"good\n" * 20 + b"bad \xff\n", "a.txt", ["a.txt, line 21: is not UTF-8"]),
+    "broken gz": (b"no gz at all", "a.txt.gz", ["a.txt.gz, line 1: the gzip file is broken or cut off"]),
+    "broken JSONL": ('{"text": "a"}\n{"text": \n', "a.jsonl", ["a.jsonl: 1 bad record: line 2: is no JSON"]),
+    "missing field": ('{"text": "a"}\n{"body": "b"}\n', "a.jsonl", ["line 2: 'text' is missing"]),
+    "no text in the field": ('{"text": 7}\n', "a.jsonl", ["line 1: 'text' is no text"]),
+    "half a surrogate pair": ('{"text": "\\ud800"}\n', "a.jsonl", ["line 1: 'text' holds half a surrogate pair"]),
+    "nothing but blanks": (" \n\n", "a.txt", ["holds out nothing or everything of this little text"]),
+    "too little for one window": ("Mira has a lamp.\n" * 3, "a.txt", ["fewer than one window"]),
+}
+
+
+@pytest.mark.parametrize("content, name, said", BAD_TEXT.values(), ids=BAD_TEXT)
+@pytest.mark.parametrize("own_tokenizer", [True, False], ids=["learning a vocabulary", "with a vocabulary"])
+def test_bad_text_is_one_line_and_leaves_no_run(pretrain_command, pretrained, tmp_path, content, name, said,
+                                                own_tokenizer):
+    source = tmp_path / "data" / name
+    if content is not None:
+        written(source, content)
+    given = [] if own_tokenizer else [f"tokenizer.path={pretrained / 'tokenizer.model'}"]
+    outcome = pretrain(pretrain_command, tmp_path / "run", f"data.source={source}", *given)
+    refused(outcome, *said)
+    assert is_no_run(tmp_path / "run")
+
+
+def test_after_a_fault_is_mended_the_same_command_will_do(pretrain_command, tmp_path):
+    source = written(tmp_path / "a.txt", b"bad \xff\n")
+    refused(pretrain(pretrain_command, tmp_path / "run", f"data.source={source}"), "line 1: is not UTF-8")
+    written(source, "\n".join(sentences(400)))
+    assert pretrain(pretrain_command, tmp_path / "run", f"data.source={source}", "train.steps=1").code == 0
+
+
+GOOD = alpaca_rows(8)
+BAD_ROWS = {
+    "missing": (None, "a.json", ["a.json: no such file"]),
+    "empty": ("", "a.json", ["a.json: is empty"]),
+    "no rows": ("[]", "a.json", ["a.json: holds no examples"]),
+    "text": ("x", "a.txt", ["a.txt: unknown kind of file; give .json, .jsonl, .jsonl.gz"]),
+    "invalid UTF-8": (b'[\n{"instruction": "\xff"}]', "a.json", ["a.json, line 2: is not UTF-8"]),
+    "broken JSON": ('[{"instruction": "a",\n "output": }]', "a.json", ["a.json: is no JSON: ", "line 2"]),
+    "an object": ('{"a": 1}', "a.json", ["a.json: holds dict"]),
+    "broken JSONL": (json.dumps(GOOD[0]) + "\n{oops\n", "a.jsonl", ["a.jsonl: 1 bad record: line 2: is no JSON"]),
+    "missing field": (json.dumps([*GOOD, {"instruction": "a"}]), "a.json", ["record 9: 'output' is missing"]),
+    "no text": (json.dumps([*GOOD, {"instruction": ["a"], "output": "b"}]), "a.json",
+                ["record 9: 'instruction' is [\"a\"] and no text"]),
+    "all over-long": (json.dumps([{"instruction": "a " * 300 + str(i), "output": "b"} for i in range(9)]), "a.json",
+                      ["training: none of 7 examples is left", "7 dropped"]),
+    "all empty": (json.dumps([{"instruction": str(i), "output": ""} for i in range(9)]), "a.json",
+                  ["7 without an output"]),
+    "one question": (json.dumps([GOOD[0]] * 5), "a.json", ["data.val_fraction = 0.2: holds out 0 of 1"]),
+}
+
+
+@pytest.mark.parametrize("content, name, said", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_bad_instructions_are_one_line_and_leave_no_run(finetune_command, tmp_path, content, name, said):
+    source = tmp_path / "data" / name
+    if content is not None:
+        written(source, content)
+    refused(tune(finetune_command, tmp_path / "run", f"data.source={source}"), *said)
+    assert is_no_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("field", ["val_source", "test_source"])
+def test_bad_validation_and_test_data_too(finetune_command, tmp_path, field):
+    source = written(tmp_path / "a.jsonl", json.dumps(GOOD[0]) + "\n{oops\n")
+    refused(tune(finetune_command, tmp_path / "run", f"data.{field}={source}"),
+            "a.jsonl: 1 bad record: line 2: is no JSON")
+    assert is_no_run(tmp_path / "run")
+
+
+def test_over_long_raise_is_refused_and_truncation_is_counted(finetune_command, tmp_path):
+    refused(tune(finetune_command, tmp_path / "run", "data.over_long=raise", "base.max_seq_len=60"), "an example has")
+    assert is_no_run(tmp_path / "run")
+    outcome = tune(finetune_command, tmp_path / "run", "data.over_long=truncate_response", "base.max_seq_len=70",
+                   "train.steps=1")
+    assert outcome.code == 0 and "over_long = truncate_response: " in outcome.out
+
+
+# ── bad settings ─────────────────────────────────────────────────────────────────────────────────
+
+BAD_SETTINGS = {
+    "optim.warmup=1": ["command line: unknown key optim.warmup; did you mean optim.warmup_steps?"],
+    "train.batchsize=1": ["did you mean train.batch_size?"],
+    "model.n_heads=3": ["model.d_model"],
+    "optim.lr=-1": ["optim.lr = -1.0: must be positive"],
+    "optim.lr=fast": ["optim.lr = 'fast' must be a number"],
+    "train.steps=1.5": ["train.steps = 1.5 must be a whole number"],
+    "run.device=tpu": ["run.device = 'tpu': use auto, cpu"],
+    "run.device=cuda:99": ["this machine has"],
+    "data.val_fraction=1": ["data.val_fraction = 1.0: must lie strictly"],
+    "model.vocab_size=300": ["model.vocab_size = 300: the tokenizer has"],
+    "tokenizer.path=/nowhere.model": ["/nowhere.model: tokenizer cannot be read: no such file"],
+    "lr=1": ["'lr=1' is no override; write section.key=value"],
+    "other.toml": ["give at most one config file"],
+    "--lr": ["give at most one config file"],
+}
+
+
+@pytest.mark.parametrize("change, said", BAD_SETTINGS.items(), ids=BAD_SETTINGS)
+def test_bad_settings_are_one_line_and_leave_no_run(pretrain_command, tmp_path, change, said):
+    refused(pretrain(pretrain_command, tmp_path / "run", change), *said)
+    assert is_no_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content, said", [
+    ("[optim]\nlr = \n", "is not valid TOML"), (b"[run]\ndir = '\xff'\n", "is not UTF-8"),
+    (None, "no such config file"),
+    ("[optim]\nwarmup = 1\n", "unknown key optim.warmup; did you mean optim.warmup_steps?"),
+    ("lr = 1\n", "'lr' stands outside a section; did you mean optim.lr?"),
+])
+def test_a_bad_config_file_is_one_line(tmp_path, content, said):
+    path = tmp_path / "a.toml"
+    if content is not None:
+        written(path, content)
+    refused(in_process(train.main, [str(path), f"run.dir={tmp_path / 'run'}"]), str(path), said)
+    assert is_no_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("main, form", [(train.main, config.PretrainConfig), (finetune.main, config.FinetuneConfig)])
+def test_help_names_every_key_with_its_sentence(main, form):
+    outcome = in_process(main, ["--help"])
+    assert outcome.code == 0 and outcome.err == ""
+    flat = "".join(outcome.out.split())  # lines are broken at spaces and hyphens
+    n = 0
+    for section in config._names(form):
+        for key, sentence in config.field_docs(type(config._default(form, section))).items():
+            assert f"{section}.{key}=" in flat and "".join(sentence.split()) in flat
+            n += 1
+    assert n > 35
+
+
+@pytest.mark.parametrize("main", [train.main, finetune.main])
+def test_a_folder_that_cannot_be_written_is_one_line(pretrain_command, finetune_command, tmp_path, main):
+    written(tmp_path / "file", "in the way")
+    command = pretrain_command if main is train.main else finetune_command
+    for folder in (tmp_path / "file" / "run", tmp_path / "file"):
+        refused(in_process(main, [*command, f"run.dir={folder}"]), f"{folder}: the run folder cannot be written",
+                "set run.dir")
+
+
+# ── runs that exist ──────────────────────────────────────────────────────────────────────────────
+
+
+def listing(folder):
+    return sorted((str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*")
+                  if p.is_file() and "tensorboard" not in str(p))
+
+
+def test_another_recipe_in_an_existing_folder_is_refused_and_touches_nothing(pretrain_command, finetune_command,
+                                                                             pretrained, tuned):
+    for run, folder, change in ((pretrain, pretrained, "optim.lr=0.5"), (pretrain, pretrained, "run.seed=1"),
+                                (tune, tuned, "optim.lr=0.5"), (tune, tuned, "data.over_long=raise")):
+        before = listing(folder)
+        outcome = run(pretrain_command if run is pretrain else finetune_command, folder, change)
+        refused(outcome, f"{folder}: holds a run with another recipe ({change.partition('=')[0]}: ")
+        assert listing(folder) == before
+
+
+def test_resume_never_refuses_a_folder_that_holds_a_run(pretrain_command, finetune_command, pretrained, tuned,
+                                                        tmp_path):
+    refused(pretrain(pretrain_command, pretrained, "run.resume=never"), f"{pretrained}: holds a run already",
+            "run.resume=auto")
+    refused(tune(finetune_command, tuned, "run.resume=never"), f"{tuned}: holds a run already")
+    assert pretrain(pretrain_command, tmp_path / "run", "run.resume=never", "train.steps=1").code == 0
+
+
+def test_a_finished_run_says_so_and_changes_nothing(pretrain_command, finetune_command, pretrained, tuned):
+    for run, command, folder in ((pretrain, pretrain_command, pretrained), (tune, finetune_command, tuned)):
+        before = listing(folder)
+        outcome = run(command, folder)
+        assert outcome.code == 0 and outcome.err == "" and "step 6 of 6, finished" in outcome.out
+        assert listing(folder) == before
+
+
+def test_a_damaged_checkpoint_is_one_line_when_a_run_goes_on(pretrain_command, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "run")
+    (model,) = (tmp_path / "run" / "checkpoints").glob("*/model.pt")
+    model.write_bytes(model.read_bytes()[:-1])
+    refused(pretrain(pretrain_command, tmp_path / "run"), "model.pt: differs from the checkpoint's manifest")
+
+
+# ── the base run ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_base_that_is_missing_or_no_run_is_one_line(finetune_command, tmp_path):
+    for base in (tmp_path / "nowhere", tmp_path):
+        refused(tune(finetune_command, tmp_path / "run", f"base.run={base}"), f"{base}: is no run folder",
+                "give the run.dir")
+    assert is_no_run(tmp_path / "run")
+
+
+def test_a_base_without_a_checkpoint_is_one_line_and_random_weights_need_none(finetune_command, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "checkpoints")
+    base = f"base.run={tmp_path / 'base'}"
+    refused(tune(finetune_command, tmp_path / "run", base), "has no 'best' checkpoint yet")
+    assert tune(finetune_command, tmp_path / "random", base, "base.weights=random", "train.steps=1").code == 0
+
+
+def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(finetune_command, pretrained, tmp_path, monkeypatch):
+    shutil.copytree(pretrained, tmp_path / "base")
+    other = Tokenizer.train([s.upper() for s in sentences(300)], "bpe", 512)
+    other.save(tmp_path / "base" / "tokenizer.model")
+    outcome = tune(finetune_command, tmp_path / "run", f"base.run={tmp_path / 'base'}", "base.max_seq_len=600")
+    refused(outcome, "was trained with another tokenizer than the tokenizer.model of its run folder")
+    refused(module(generate.main, monkeypatch, tmp_path / "base", "x"), "was trained with another tokenizer")
+
+
+def test_questions_about_another_world_than_the_bases_are_refused(finetune_command, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "base")
+    toml = tmp_path / "base" / "config.toml"
+    settings = toml.read_text(encoding="utf-8")
+    source = settings.partition("\nsource = ")[2].partition("\n")[0]
+    toml.write_text(settings.replace(source, '["world:1"]'), encoding="utf-8")
+    for asked in ("world", "world:2"):
+        refused(tune(finetune_command, tmp_path / "run", f"base.run={tmp_path / 'base'}", f"data.source={asked}"),
+                f"data.source = '{asked}': the base run", "was pretrained on 'world:1'; set data.source=world:1")
+    refused(tune(finetune_command, tmp_path / "run", "data.source=world:x"), "write world or world:SEED")
+    assert is_no_run(tmp_path / "run")
+
+
+# ── asking ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_generate_answers_each_instruction_or_goes_on_with_a_text(tuned, pretrained, monkeypatch):
+    outcome = module(generate.main, monkeypatch, tuned, "How many?", "How?", "--input", "x", "--max-new-tokens", "3")
+    assert outcome.code == 0 and outcome.err == "" and outcome.out.count("\n") >= 2
+    assert outcome == module(generate.main, monkeypatch, tuned, "How many?", "How?", "--input", "x",
+                             "--max-new-tokens", "3")
+    assert module(generate.main, monkeypatch, pretrained, "Mira has", "--checkpoint", "last", "--temperature",
+                  "1").code == 0
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["a " * 300], ["the prompt has ", "tokens where the context holds 96; shorten it"]),
+    (["a", "--max-new-tokens", "90"], ["and 90 new ones do not fit the context of 96; ask for at most"]),
+    (["a", "--max-new-tokens", "0"], ["--max-new-tokens 0: must be at least 1"]),
+    (["a", "--temperature", "-1"], ["temperature = -1.0: must not be negative"]),
+    (["a", "--top-p", "2"], ["top_p = 2.0: must lie in 0 … 1"]),
+    (["a", "--device", "cuda:99"], ["this machine has"]),
+])
+def test_what_cannot_be_asked_is_one_line(tuned, monkeypatch, arguments, said):
+    outcome = module(generate.main, monkeypatch, tuned, *arguments)
+    refused(outcome, *said)
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize("main", [generate.main, chat.main])
+def test_a_folder_that_is_no_run_is_one_line(tmp_path, monkeypatch, main):
+    arguments = ["x"] if main is generate.main else []
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        refused(module(main, monkeypatch, folder, *arguments), f"{folder}: is no run folder")
+
+
+def test_a_pretraining_run_takes_no_input_and_does_not_chat(pretrained, monkeypatch):
+    refused(module(generate.main, monkeypatch, pretrained, "x", "--input", "y"),
+            "is a pretraining run, which knows no --input")
+    refused(module(chat.main, monkeypatch, pretrained), "is a pretraining run and follows no instructions")
+
+
+def test_chat_answers_line_by_line_and_a_fault_is_not_the_end(tuned, monkeypatch):
+    lines = ["/help", "/show", "/set temperature=0.5", "/show", "/set warmth=1", "a " * 300, "/input Mira",
+             "How many?", "/quit", "never"]
+    outcome = module(chat.main, monkeypatch, tuned, "--max-new-tokens", "3", stdin="\n".join(lines) + "\n")
+    assert outcome.code == 0
+    said = outcome.err.splitlines()
+    assert len(said) == 2 and "/set warmth: unknown" in said[0] and "the prompt has" in said[1]
+    assert "temperature=0.0" in outcome.out and "temperature=0.5" in outcome.out and "/input TEXT" in outcome.out
+    answer = module(generate.main, monkeypatch, tuned, "How many?", "--input", "Mira", "--max-new-tokens", "3",
+                    "--temperature", "0.5")
+    assert outcome.out.endswith(answer.out)  # the same prompt as generate's
+    assert module(chat.main, monkeypatch, tuned, stdin="").code == 0  # the end of the input leaves, too
+
+
+def test_the_test_answers_are_kept_and_marked(tuned):
+    records = [json.loads(line) for line in (tuned / "test_answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(r["instruction"], r["output"]) for r in records] == [(r["instruction"], r["output"])
+                                                                  for r in alpaca_rows(6, seed=1)]
+    assert all(r["right"] == (r["answer"] == r["output"]) for r in records)
+
+
+def test_a_run_folder_holds_what_the_design_says(pretrained, tuned):
+    for folder in (pretrained, tuned):
+        assert {"config.toml", "tokenizer.model", "metrics.jsonl", "tensorboard",
+                "checkpoints"} <= set(os.listdir(folder))
+        steps = [json.loads(line)["step"]
+                 for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert steps == list(range(7))
+    one, other = (config.load(form, folder / "config.toml") for form, folder in
+                  ((config.PretrainConfig, pretrained), (config.FinetuneConfig, tuned)))
+    assert one.model.vocab_size == other.model.vocab_size == Tokenizer.load(pretrained / "tokenizer.model").vocab_size

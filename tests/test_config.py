@@ -1,0 +1,298 @@
+"""Settings: read back as written, and every impossible one refused by its name."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minialpaca import config
+from minialpaca.config import (
+    BaseConfig,
+    CorpusConfig,
+    FinetuneConfig,
+    InstructionConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+    load,
+    to_toml,
+)
+from minialpaca.errors import UserError
+
+FORMS = (PretrainConfig, FinetuneConfig)
+SECTIONS = (RunConfig, CorpusConfig, InstructionConfig, TokenizerConfig, ModelConfig, BaseConfig, OptimConfig,
+            TrainConfig, SampleConfig)
+FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "c.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# ── round trip ───────────────────────────────────────────────────────────────────────────────────
+
+CONTROL = "".join(map(chr, range(32))) + "\x7f\x80\x85\u2028\ufeff\"'\\#[]="
+TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(CONTROL)))
+NAME = TEXT.filter(str.strip)
+
+
+@st.composite
+def pretrain_configs(draw) -> PretrainConfig:
+    heads, pairs = draw(st.integers(1, 8)), draw(st.integers(1, 16))
+    positive = st.floats(1e-30, 1e30)
+    return PretrainConfig(
+        run=RunConfig(dir=draw(NAME), seed=draw(st.integers(0, 2**32 - 1))),
+        data=CorpusConfig(source=tuple(draw(st.lists(NAME, min_size=1, max_size=3))), documents=draw(NAME),
+                          val_source=tuple(draw(st.lists(TEXT, max_size=2))), text_field=draw(NAME),
+                          val_fraction=draw(st.floats(0, 1, exclude_min=True, exclude_max=True))),
+        tokenizer=TokenizerConfig(path=draw(TEXT)),
+        model=ModelConfig(d_model=heads * pairs * 2, n_heads=heads, tie_embeddings=draw(st.booleans()),
+                          rope_theta=draw(st.floats(1.1, 1e9)), init_std=draw(positive)),
+        optim=OptimConfig(lr=draw(positive), min_lr_ratio=draw(st.floats(0, 1))),
+        train=TrainConfig(epochs=draw(positive)),
+        samples=SampleConfig(prompts=tuple(draw(st.lists(TEXT, max_size=3)))))
+
+
+@settings(deadline=None, max_examples=100)
+@given(written_config=pretrain_configs())
+def test_what_is_written_reads_back_equal(tmp_path_factory, written_config):
+    path = tmp_path_factory.getbasetemp() / "roundtrip.toml"
+    path.write_text(to_toml(written_config), encoding="utf-8")
+    assert load(PretrainConfig, path) == written_config
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_defaults_read_back_equal(form, tmp_path):
+    assert load(form) == form()
+    assert load(form, written(tmp_path, to_toml(form()))) == form()
+    assert load(form, written(tmp_path, "")) == form()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_config_file_loads_and_begins_with_its_command(path):
+    """The command names the file itself, and the script whose form the file has."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    command = re.fullmatch(r"# python (train|finetune)\.py (configs/[\w-]+\.toml)( .*)?", first)
+    assert command and command[2] == f"configs/{path.name}"
+    right, wrong = FORMS if command[1] == "train" else FORMS[::-1]
+    loaded = load(right, path)
+    assert loaded != right() and load(right, path, []) == loaded
+    with pytest.raises(UserError):
+        load(wrong, path, ["base.run=x"] if wrong is PretrainConfig else ["tokenizer.kind=bpe"])
+
+
+def test_the_default_config_files_are_there():
+    assert {"pretrain.toml", "alpaca.toml"} <= {path.name for path in FILES}
+
+
+# ── layers ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_overrides_lie_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = written(tmp_path, "[optim]\nlr = 0.5\nbeta1 = 0.25\n[model]\nn_layers = 7\n")
+    loaded = load(PretrainConfig, path, ["optim.lr=3e-4", "train.steps=1_000", "optim.lr=2e-4"])
+    expected = dataclasses.replace(PretrainConfig(), optim=OptimConfig(lr=2e-4, beta1=0.25),
+                                   model=ModelConfig(n_layers=7), train=TrainConfig(steps=1000))
+    assert loaded == expected
+
+
+@pytest.mark.parametrize(("override", "section", "name", "value"), [
+    ("optim.lr=1", "optim", "lr", 1.0),
+    ("optim.lr = 3e-4", "optim", "lr", 3e-4),
+    ("model.tie_embeddings=false", "model", "tie_embeddings", False),
+    ("run.dir=2024", "run", "dir", "2024"),
+    ("run.dir=runs/a b=c", "run", "dir", "runs/a b=c"),
+    ("run.dir='quoted'", "run", "dir", "quoted"),
+    ("data.source=a.txt", "data", "source", ("a.txt",)),
+    ('data.source=["a.txt", "b.txt"]', "data", "source", ("a.txt", "b.txt")),
+    ("samples.prompts=What is 1 + 1?", "samples", "prompts", ("What is 1 + 1?",)),
+])
+def test_an_override_becomes_a_value_of_its_fields_type(override, section, name, value):
+    found = getattr(getattr(load(PretrainConfig, None, [override]), section), name)
+    assert found == value and type(found) is type(value)
+
+
+def test_the_forms_have_defaults_of_their_own():
+    assert FinetuneConfig().run.dir != PretrainConfig().run.dir
+    assert load(FinetuneConfig, None, ["optim.lr=0.5"]).optim == OptimConfig(lr=0.5, weight_decay=0.0)
+    assert load(FinetuneConfig, None, ["train.steps=5"]).train.epochs == 3.0
+
+
+# ── refusals ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("override", "meant"), [
+    ("optim.lrr=1", "optim.lr"), ("optim.weight_deacy=1", "optim.weight_decay"), ("model.n_layer=1", "model.n_layers"),
+    ("train.lr=1", "optim.lr"), ("modl.n_heads=2", "model.n_heads"), ("model.max_seq_length=2", "model.max_seq_len"),
+])
+def test_an_unknown_key_is_refused_with_the_nearest(override, meant, tmp_path):
+    key, value = override.split("=")
+    message = rf"unknown key {re.escape(key)}; did you mean {re.escape(meant)}\?"
+    with pytest.raises(UserError, match=rf"^command line: {message}"):
+        load(PretrainConfig, None, [override])
+    path = written(tmp_path, f"[{key.split('.')[0]}]\n{key.split('.')[1]} = {value}\n")
+    with pytest.raises(UserError, match=rf"c\.toml: {message}"):
+        load(PretrainConfig, path)
+
+
+def test_a_key_like_no_other_points_to_the_help():
+    with pytest.raises(UserError, match="unknown key zzz.qqq; run with --help"):
+        load(PretrainConfig, None, ["zzz.qqq=1"])
+
+
+def test_a_key_of_the_other_form_is_unknown():
+    with pytest.raises(UserError, match=r"unknown key tokenizer\.kind"):
+        load(FinetuneConfig, None, ["tokenizer.kind=bpe"])
+    with pytest.raises(UserError, match=r"unknown key base\.run"):
+        load(PretrainConfig, None, ["base.run=x"])
+
+
+def test_a_key_outside_a_section_is_refused(tmp_path):
+    with pytest.raises(UserError, match="'lr' stands outside a section; did you mean optim.lr"):
+        load(PretrainConfig, written(tmp_path, "lr = 1\n"))
+
+
+@pytest.mark.parametrize("text", ["optim", "optim.lr", "=3", "optim=3", ".lr=3", "optim.=3", ""])
+def test_what_is_no_override_is_refused(text):
+    with pytest.raises(UserError, match="is no override; write section.key=value"):
+        load(PretrainConfig, None, [text])
+
+
+@pytest.mark.parametrize(("override", "kind"), [
+    ("optim.lr=fast", "a number"), ("optim.lr=true", "a number"), ("optim.lr=", "a number"),
+    ("optim.lr=[1]", "a number"), ("train.steps=3.0", "a whole number"), ("train.steps=true", "a whole number"),
+    ("train.steps='3'", "a whole number"),
+    ("model.tie_embeddings=1", "true or false"), ("model.tie_embeddings=True", "true or false"),
+    ("data.source=3", "a list of texts"), ("data.source=[1, 2]", "a list of texts"),
+])
+def test_a_value_of_the_wrong_type_is_refused_with_the_right_one(override, kind):
+    key = override.split("=")[0]
+    with pytest.raises(UserError, match=rf"^command line: {re.escape(key)} = .* must be {kind}$"):
+        load(PretrainConfig, None, [override])
+
+
+def test_a_text_in_a_file_must_be_a_text(tmp_path):
+    with pytest.raises(UserError, match=r"c\.toml: run\.dir = 2024 must be a text"):
+        load(PretrainConfig, written(tmp_path, "[run]\ndir = 2024\n"))
+
+
+IMPOSSIBLE = {
+    RunConfig: {"dir": ["", "  "], "seed": [-1, 2**32], "resume": ["yes", ""],
+                "device": ["gpu", "", "cuda:x", "cuda:", "cuda:-1", "cpu:1", "auto:1", "cuda:1 "]},
+    CorpusConfig: {"source": [()], "val_fraction": [0.0, 1.0, -0.1, math.nan], "documents": ["", " "]},
+    InstructionConfig: {"source": [()], "val_fraction": [1.0, -0.1, math.nan], "over_long": ["cut", ""]},
+    TokenizerConfig: {"kind": ["word", ""], "vocab_size": [0, 263, 1_000_001]},
+    ModelConfig: {"vocab_size": [-1], "d_model": [0, -6], "n_layers": [0], "n_heads": [0, -1, 7],
+                  "n_kv_heads": [-1, 4, 12], "d_ff": [0], "max_seq_len": [0], "dropout": [-0.1, 1.0, math.nan],
+                  "rope_theta": [1.0, 0.0, math.inf, math.nan], "norm_eps": [0.0, 1.0, math.nan],
+                  "init_std": [0.0, -1.0, math.inf, math.nan], "attention": ["flash", ""]},
+    BaseConfig: {"run": ["", " "], "weights": ["first", ""], "dropout": [1.0, -0.1], "max_seq_len": [-1]},
+    OptimConfig: {"lr": [0.0, -1.0, math.inf, math.nan], "schedule": ["step"], "min_lr_ratio": [-0.1, 1.1, math.nan],
+                  "warmup_steps": [-1], "weight_decay": [-0.1, math.inf, math.nan], "beta1": [1.0, -0.1, math.nan],
+                  "beta2": [1.0, -0.1, math.nan], "adam_eps": [0.0, 1.0, math.nan],
+                  "clip_norm": [-1.0, math.inf, math.nan]},
+    TrainConfig: {"steps": [-1], "epochs": [0.0, -1.0, math.inf, math.nan], "batch_size": [0], "accumulation": [0],
+                  "eval_every": [0], "eval_batches": [-1], "save_every": [-1], "patience": [-1]},
+    SampleConfig: {"count": [-1], "max_new_tokens": [0]},
+}
+
+
+@pytest.mark.parametrize(("section", "name", "value"),
+                         [(s, n, v) for s, fields in IMPOSSIBLE.items() for n, vs in fields.items() for v in vs])
+def test_an_impossible_value_is_refused_by_section_and_field(section, name, value):
+    with pytest.raises(UserError, match=rf"^{section.SECTION}\.{name} = {re.escape(repr(value))}: \S+"):
+        section(**{name: value})
+
+
+def test_every_field_that_can_be_impossible_is_in_the_table():
+    """What is left can be any value of its type."""
+    free = {f"{s.__name__}.{f.name}" for s in SECTIONS for f in dataclasses.fields(s) if f.name not in IMPOSSIBLE[s]}
+    assert free == {"CorpusConfig.val_source", "CorpusConfig.text_field", "InstructionConfig.val_source",
+                    "InstructionConfig.test_source", "TokenizerConfig.path", "ModelConfig.tie_embeddings",
+                    "SampleConfig.prompts"}
+
+
+def test_odd_head_widths_are_refused():
+    with pytest.raises(UserError, match=r"^model\.d_model = 21: d_model / n_heads = 7 must be even"):
+        ModelConfig(d_model=21, n_heads=3)
+    assert ModelConfig(d_model=24, n_heads=3).d_head == 8
+
+
+@pytest.mark.parametrize(("section", "name", "value"), [
+    (RunConfig, "device", "cuda:1"), (RunConfig, "device", "mps"), (RunConfig, "seed", 2**32 - 1),
+    (TokenizerConfig, "vocab_size", 264), (InstructionConfig, "val_fraction", 0.0), (ModelConfig, "n_kv_heads", 3),
+    (OptimConfig, "clip_norm", 0.0), (OptimConfig, "min_lr_ratio", 1.0), (OptimConfig, "beta1", 0.0),
+    (BaseConfig, "weights", "random"), (TrainConfig, "epochs", 0.01), (SampleConfig, "count", 0)])
+def test_a_value_at_the_edge_of_the_possible_is_taken(section, name, value):
+    assert getattr(section(**{name: value}), name) == value
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"[run]\ndir = \"\xff\"\n", "is not UTF-8 at byte 13"),
+    (b"[run\n", "is not valid TOML: .*line 1"),
+    (b"[optim]\nlr = 1\nlr = 2\n", "is not valid TOML"),
+])
+def test_a_broken_file_is_refused_by_name(tmp_path, content, message):
+    (tmp_path / "c.toml").write_bytes(content)
+    with pytest.raises(UserError, match=rf"c\.toml: {message}"):
+        load(PretrainConfig, tmp_path / "c.toml")
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"none\.toml: no such config file"):
+        load(PretrainConfig, tmp_path / "none.toml")
+    with pytest.raises(UserError, match="cannot be read: is a directory"):
+        load(PretrainConfig, tmp_path)
+
+
+# ── the form itself ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_has_a_sentence(section):
+    docs = config.field_docs(section)
+    assert set(docs) == {f.name for f in dataclasses.fields(section)}
+    assert all(len(text) > 15 and text.endswith(".") for text in docs.values()), docs
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_help_names_every_key_with_its_default_and_sentence(form):
+    text = "".join(config.describe(form).split())  # lines are broken after hyphens too
+    default = form()
+    for section in dataclasses.fields(form):
+        part = getattr(default, section.name)
+        for name, sentence in config.field_docs(type(part)).items():
+            assert f"{section.name}.{name}=" in text and "".join(sentence.split()) in text
+    assert f"run.dir=\"{default.run.dir}\"" in text
+
+
+@pytest.mark.parametrize("part", [PretrainConfig(), *(section() for section in SECTIONS)],
+                         ids=lambda part: type(part).__name__)
+def test_settings_are_frozen(part):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(part, dataclasses.fields(part)[0].name, None)
+
+
+def test_differences_name_each_changed_field_with_both_values():
+    old = PretrainConfig()
+    new = dataclasses.replace(old, optim=OptimConfig(lr=0.0003), run=RunConfig(dir="elsewhere"))
+    assert config.differences(old, new) == ["run.dir: 'runs/pretrain' → 'elsewhere'", "optim.lr: 0.001 → 0.0003"]
+    assert config.differences(old, old) == []
+
+
+def test_derived_sizes():
+    assert (ModelConfig(n_heads=6).kv_heads, ModelConfig(n_heads=6, n_kv_heads=2).kv_heads) == (6, 2)
+    assert ModelConfig(d_model=192, n_heads=6).d_head == 32

@@ -1,0 +1,88 @@
+"""Pictures and samples: what is shown is what the model does."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from minialpaca import observe
+from minialpaca.observe import CELL, attention_picture, observer
+
+
+class Log:
+    def __init__(self):
+        self.texts, self.images = {}, {}
+
+    def text(self, name, text, step):
+        self.texts[name, step] = text
+
+    def image(self, name, pixels, step):
+        self.images[name, step] = pixels
+
+
+def tiles(picture: np.ndarray, layers: int, heads: int, tokens: int) -> np.ndarray:
+    """Brightness (layers, heads, T, T): the middle of each cell, without the frames."""
+    side = tokens * CELL + 2 * (CELL // 2)
+    grid = picture.astype(int).sum(-1).reshape(layers, side, heads, side).transpose(0, 2, 1, 3)
+    return grid[:, :, CELL // 2 + 1:-(CELL // 2):CELL, CELL // 2 + 1:-(CELL // 2):CELL]
+
+
+def test_the_picture_has_a_tile_per_layer_and_head():
+    picture = attention_picture(tiny.model(), tiny.tokens(11).tolist())
+    side = 11 * CELL + 2 * (CELL // 2)
+    assert picture.shape == (2 * side, 6 * side, 3) and picture.dtype == np.uint8
+    assert (picture[0] == 255).all() and (picture[:, 0] == 255).all()  # white frames
+
+
+def test_the_picture_is_black_where_the_future_is_and_brighter_where_the_weight_is_larger():
+    model, ids, maps = tiny.model(), tiny.tokens(11), []
+    model.hidden(ids[None], maps=maps)
+    bright = tiles(attention_picture(model, ids.tolist()), 2, 6, 11)
+    future = np.triu(np.ones((11, 11), bool), 1)
+    assert (bright[:, :, future] == 0).all()
+    assert (bright[:, :, 0, 0] == 3 * 255).all()  # the first token can only look at itself
+    for layer in range(2):
+        for head in range(6):
+            weight = maps[layer][0, head].detach().numpy()
+            order = np.argsort(weight, axis=None)
+            assert (np.diff(bright[layer, head].ravel()[order]) >= -2).all()  # −2: three channels cut to bytes
+            assert len(np.unique(bright[layer, head])) > 10
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_leaves_the_model_as_it_was(training):
+    tokenizer = tiny.tokenizer()
+    model = tiny.model(vocab_size=tokenizer.vocab_size, dropout=0.5).train(training)
+    watch = observer(tokenizer, [("q", [5, 6, 7])], 4, 29)
+    random = torch.get_rng_state()
+    assert np.array_equal(attention_picture(model, [5, 6, 7]), attention_picture(model, [5, 6, 7]))
+    assert watch.answers(model) == watch.answers(model)
+    watch(model, Log(), 1)
+    assert model.training is training and torch.equal(torch.get_rng_state(), random)
+    assert all(module.training is training for module in model.modules())
+
+
+def test_an_observer_shows_question_and_answer_side_by_side_and_the_first_ones_attention():
+    tokenizer = tiny.tokenizer()
+    model = tiny.model(vocab_size=tokenizer.vocab_size, max_seq_len=60, init_std=0.3)
+    asked = [("a|b\n<c>", [5 + i % 9 for i in range(50)]), ("the other", [9, 10])]
+    watch, log = observer(tokenizer, asked, 5, 60), Log()
+    watch(model, log, 7)
+    answers = dict(watch.answers(model))
+    assert list(answers) == ["a|b\n<c>", "the other"] and answers["the other"] != answers["a|b\n<c>"]
+    rows = log.texts["samples", 7].splitlines()
+    assert rows[:2] == ["| asked | answered |", "|---|---|"] and len(rows) == 4
+    assert rows[2].startswith("| a&#124;b<br>&lt;c> | ") and all(row.count("|") == 3 for row in rows[2:])
+    assert np.array_equal(log.images["attention", 7], attention_picture(model, asked[0][1][-observe.PICTURED:]))
+
+
+def test_prompts_that_fill_the_context_are_left_out():
+    asked = [("short", [5] * 3), ("just fits", [5] * 28), ("full", [5] * 29), ("over", [5] * 40)]
+    watch = observer(tiny.tokenizer(), asked, 5, 29)
+    assert list(watch.questions) == ["short", "just fits"] and [len(p) for p in watch.prompts] == [3, 28]
+
+
+def test_with_nothing_to_ask_nothing_is_shown():
+    log = Log()
+    observer(tiny.tokenizer(), [], 5, 29)(tiny.model(), log, 1)
+    assert log.texts == log.images == {}

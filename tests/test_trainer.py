@@ -1,0 +1,353 @@
+"""The loop: one count per step, nothing broken reaches a weight, and a stop loses nothing."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from minialpaca import checkpoint, trainer
+from minialpaca.config import ModelConfig, OptimConfig, TrainConfig
+from minialpaca.data.batch import collate
+from minialpaca.errors import UserError
+from minialpaca.model import Transformer
+from minialpaca.objectives import IGNORE
+from minialpaca.optim import learning_rate
+from minialpaca.tasks import next_token_loss
+from minialpaca.trainer import Trainer, evaluate
+
+CPU = torch.device("cpu")
+MODEL = ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, d_ff=12, max_seq_len=16, init_std=0.3)
+PLAIN = OptimConfig(lr=0.01, schedule="constant", warmup_steps=0, clip_norm=0.0, weight_decay=0.0)
+
+
+def ragged(n, seed=0):
+    """(ids, labels) of different lengths with different numbers of labels; the fourth has none."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(n):
+        ids = [rng.randrange(4, 11) for _ in range(rng.randrange(3, 15))]
+        first = len(ids) if i % 20 == 3 else rng.randrange(len(ids) - 1)
+        rows.append((ids, [IGNORE] * first + ids[first:]))
+    return rows
+
+
+class Ragged:
+    """A task over given rows, in their order, epoch after epoch."""
+
+    tokenizer_sha256 = "no tokenizer"
+
+    def __init__(self, rows, size, val=(), val_size=1):
+        self.rows, self.size, self.val, self.val_size = rows, size, list(val), val_size
+
+    def batches_per_epoch(self):
+        return math.ceil(len(self.rows) / self.size)
+
+    def batch(self, number):
+        first = number % self.batches_per_epoch() * self.size
+        return collate(self.rows[first:first + self.size], 3)
+
+    def loss_sum(self, model, batch):
+        return next_token_loss(model, batch)
+
+    def validation(self):
+        return [collate(self.val[i:i + self.val_size], 3) for i in range(0, len(self.val), self.val_size)]
+
+
+def spelled_losses(model, rows):
+    """−log P of each supervised token, row by row without padding."""
+    losses = []
+    for ids, labels in rows:
+        log_p = model(torch.tensor([ids]))[0].double().log_softmax(-1)
+        losses += [-log_p[t, labels[t + 1]] for t in range(len(ids) - 1) if labels[t + 1] != IGNORE]
+    return losses
+
+
+def make(tmp_path, task, optim=PLAIN, model=None, observe=None, **train):
+    model = model or Transformer(MODEL).double()
+    extra = {"observe": observe} if observe else {}
+    tmp_path.mkdir(exist_ok=True)
+    return Trainer(model, task, optim, TrainConfig(**{"eval_every": 1000, **train}), 0, tmp_path, **extra)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# ── evaluation ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_is_the_mean_over_tokens_without_dropout_and_puts_the_mode_back(training):
+    rows = ragged(24)
+    plain = Transformer(MODEL).double()
+    dropping = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.5})).double().train(training)
+    losses = spelled_losses(plain.eval(), rows)
+    wanted = sum(losses).item() / len(losses)
+    assert evaluate(dropping, Ragged(rows, 1, rows, 5), CPU) == pytest.approx(wanted, rel=1e-12)
+    assert all(module.training is training for module in dropping.modules())
+    means = [sum(one).item() / len(one) for row in rows if (one := spelled_losses(plain, [row]))]
+    assert abs(sum(means) / len(means) - wanted) > 1e-3  # the mean of the rows' means would be another number
+
+
+def test_evaluation_does_not_depend_on_the_batch_size_or_the_neighbours():
+    rows, model = ragged(24), Transformer(MODEL).double()
+    values = [evaluate(model, Ragged(rows, 1, order, size), CPU) for size in (1, 5, 16, 24)
+              for order in (rows, rows[::-1])]
+    assert values == pytest.approx([values[0]] * 8, rel=1e-12)
+
+
+def test_evaluation_leaves_global_random_state_and_gradients_alone():
+    model = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.5}))
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    evaluate(model, Ragged(ragged(4), 1, ragged(4), 2), CPU)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_validation_data_without_a_supervised_token_is_refused():
+    rows = [([4, 5, 6], [IGNORE] * 3)]
+    for val in ([], rows):
+        with pytest.raises(UserError, match="the validation data has no supervised token"):
+            evaluate(Transformer(MODEL), Ragged(rows, 1, val), CPU)
+
+
+# ── one step ─────────────────────────────────────────────────────────────────────────────────────
+
+SPLITS = [(8, 1), (4, 2), (2, 4), (1, 8)]
+
+
+def three_steps(tmp_path, size, accumulation, optim=PLAIN, n=20):
+    """Two whole steps of 8 examples and a last one of 4."""
+    run = make(tmp_path, Ragged(ragged(n), size), optim, epochs=1.0, accumulation=accumulation)
+    assert run.total_steps == 3
+    return [run.take_step() for _ in range(3)], run
+
+
+@pytest.mark.parametrize("optim", [PLAIN, OptimConfig(lr=0.01, warmup_steps=1, clip_norm=0.05)],
+                         ids=["plain", "clipped"])
+def test_a_step_does_not_depend_on_how_it_is_split_into_micro_batches(tmp_path, optim):
+    """Ragged rows, one of them with nothing to learn alone in its micro-batch, and a short last step."""
+    outcomes = [three_steps(tmp_path, *split, optim) for split in SPLITS]
+    records, first = outcomes[0]
+    for other_records, other in outcomes[1:]:
+        for a, b in zip(records, other_records):
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-10) and b["lr"] == a["lr"]
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-6)
+        for p, q in zip(first.model.parameters(), other.model.parameters()):
+            assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("size, accumulation", SPLITS)
+def test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens(tmp_path, size, accumulation):
+    rows = ragged(20)
+    run = make(tmp_path, Ragged(rows, size), epochs=1.0, accumulation=accumulation)
+    for taken in (rows[:8], rows[8:16], rows[16:]):  # the last window counts its own tokens
+        losses = spelled_losses(run.model, taken)
+        mean = sum(losses) / len(losses)
+        gradients = torch.autograd.grad(mean, list(run.model.parameters()))
+        record = run.take_step()
+        assert record["loss"] == pytest.approx(mean.item(), rel=1e-6)
+        assert record["grad_norm"] == pytest.approx(math.sqrt(sum((g**2).sum().item() for g in gradients)), rel=1e-10)
+
+
+def test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate(tmp_path):
+    optim = OptimConfig(lr=0.1, warmup_steps=4, clip_norm=0.5, weight_decay=0.3, adam_eps=1e-3)
+    run = make(tmp_path, Ragged(ragged(8), 4), optim, steps=6, accumulation=2)
+    twin = Transformer(MODEL).double()
+    losses = spelled_losses(twin, ragged(8))
+    (sum(losses) / len(losses)).backward()
+    norm = math.sqrt(sum((p.grad**2).sum().item() for p in twin.parameters()))
+    assert norm > 0.5
+    with torch.no_grad():
+        for name, p in twin.named_parameters():
+            g = p.grad * 0.5 / norm
+            p.mul_(1 - 0.025 * (0.0 if "norm" in name else 0.3)).sub_(0.025 * g / (g.abs() + 1e-3))  # m̂ = g, √v̂ = |g|
+    assert run.take_step()["lr"] == 0.025
+    for (name, p), q in zip(twin.named_parameters(), run.model.parameters()):
+        assert torch.allclose(p, q, rtol=1e-9, atol=1e-12), name
+    assert all(p.grad is None for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("n, size, accumulation, epochs, batches, steps", [
+    (20, 8, 1, 1.0, 3, 3), (20, 4, 2, 1.0, 5, 3), (20, 4, 2, 2.0, 10, 5), (20, 4, 8, 1.0, 5, 1),
+    (20, 4, 1, 0.5, 2, 2), (20, 4, 1, 0.01, 1, 1), (21, 4, 3, 1.5, 9, 3),
+])
+def test_epochs_become_batches_and_batches_become_steps(tmp_path, n, size, accumulation, epochs, batches, steps):
+    run = make(tmp_path, Ragged(ragged(n), size), epochs=epochs, accumulation=accumulation)
+    assert (run.total_batches, run.total_steps) == (batches, steps)
+    taken = [len(run._micro_batches(step)) for step in range(steps)]
+    assert sum(taken) == batches and taken[:-1] == [accumulation] * (steps - 1) and 0 < taken[-1] <= accumulation
+
+
+def test_a_number_of_steps_goes_before_epochs(tmp_path):
+    run = make(tmp_path, Ragged(ragged(20), 4), steps=7, epochs=9.0, accumulation=3)
+    assert (run.total_batches, run.total_steps) == (21, 7)
+
+
+def test_a_step_without_a_supervised_token_is_refused(tmp_path):
+    rows = [([4, 5, 6], [IGNORE] * 3)] * 4
+    run = make(tmp_path, Ragged(rows, 2), steps=2, accumulation=2)
+    before = [p.clone() for p in run.model.parameters()]
+    with pytest.raises(UserError, match="step 1: no supervised token in its 2 micro-batches"):
+        run.take_step()
+    assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), before)) and run.state["step"] == 0
+
+
+# ── nothing broken reaches a weight ──────────────────────────────────────────────────────────────
+
+
+class Breaking(Ragged):
+    """Breaks from micro-batch 4 on, in the loss or in one weight's gradient alone."""
+
+    how, broken = "loss", False
+
+    def batch(self, number):
+        self.broken = number >= 4
+        return super().batch(number)
+
+    def loss_sum(self, model, batch):
+        loss = super().loss_sum(model, batch)
+        if self.broken and self.how == "loss":
+            return loss * math.inf
+        if self.broken:
+            gain = model.final_norm.weight[0]
+            return loss + (gain - gain.detach()).abs().sqrt()  # adds 0, whose slope is no number
+        return loss
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_a_non_finite_loss_or_gradient_stops_before_the_update(tmp_path, how):
+    task = Breaking(ragged(16), 2, ragged(4, seed=1))
+    task.how = how
+    run = make(tmp_path, task, OptimConfig(lr=0.25, warmup_steps=0, schedule="constant"), steps=6, accumulation=2,
+               eval_every=1)
+    with pytest.raises(UserError) as caught:
+        run.fit()
+    message = str(caught.value)
+    assert message.startswith("step 3: loss ") and "learning rate 0.25" in message and "\n" not in message
+    assert str(checkpoint.find(tmp_path)) in message and checkpoint.find(tmp_path).name == "step-000002"
+    assert ("loss inf" in message) == (how == "loss") and ("gradient norm nan" in message)
+    saved = checkpoint.read_tensors(checkpoint.find(tmp_path), "model")
+    assert all(torch.equal(saved[name], p) for name, p in run.model.state_dict().items())
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+    moments = checkpoint.read_tensors(checkpoint.find(tmp_path), "optimizer")["state"]
+    for i, state in run.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(state[k], moments[i][k]) for k in state)
+    assert [r["step"] for r in metrics(tmp_path)] == [0, 1, 2] and run.state["step"] == 2
+
+
+# ── between steps ────────────────────────────────────────────────────────────────────────────────
+
+
+def scripted(monkeypatch, losses):
+    values = iter(losses)
+    monkeypatch.setattr(trainer, "evaluate", lambda model, task, device: next(values))
+
+
+def test_the_log_holds_the_schedule_and_each_step_once(tmp_path):
+    optim = OptimConfig(lr=1e-3, schedule="linear", min_lr_ratio=0.0, warmup_steps=2)
+    run = make(tmp_path, Ragged(ragged(8), 2, ragged(2)), optim, steps=5, eval_every=2)
+    run.fit()
+    records = metrics(tmp_path)
+    assert [r["step"] for r in records] == [0, 1, 2, 3, 4, 5]
+    assert [r["lr"] for r in records[1:]] == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4, 0.0])
+    assert [r["lr"] for r in records[1:]] == [learning_rate(optim, s, 5) for s in range(5)]
+    assert [r["step"] for r in records if "val_loss" in r] == [0, 2, 4,
+                                                               5]  # before the first, every second, after the last
+    assert set(records[0]) == {"step", "val_loss"}
+    assert all(set(r) - {"val_loss"} == {"step", "loss", "lr", "grad_norm", "tokens_per_s"} for r in records[1:])
+
+
+def test_best_is_the_lowest_and_last_is_the_last(tmp_path, monkeypatch):
+    scripted(monkeypatch, [5.0, 4.0, 4.5, 3.0, 3.0, 3.5])
+    run = make(tmp_path, Ragged(ragged(8), 2), steps=5, eval_every=1)
+    state = run.fit()
+    assert checkpoint.find(tmp_path, "best").name == "step-000003" and checkpoint.find(tmp_path).name == "step-000005"
+    assert state["best_val_loss"] == 3.0 and not state["stopped_early"] and state["evaluations_without_gain"] == 2
+    assert checkpoint.read_state(checkpoint.find(tmp_path))["best_val_loss"] == 3.0
+    best = checkpoint.read_tensors(checkpoint.find(tmp_path, "best"), "model")
+    assert any(not torch.equal(best[name], p) for name, p in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize("patience, losses, last", [
+    (2, [5, 4, 4.5, 3, 3, 3.5, 9, 9], 5), (1, [5, 4, 4.5, 3], 2), (3, [5, 4, 4.5, 3, 3, 3.5, 2, 1, 1], 8),
+    (0, [1, 2, 3, 4, 5, 6, 7, 8, 9], 8),
+])
+def test_patience_counts_evaluations_in_a_row_without_a_better_loss(tmp_path, monkeypatch, capsys, patience, losses,
+                                                                    last):
+    scripted(monkeypatch, losses)
+    run = make(tmp_path, Ragged(ragged(8), 2), steps=8, eval_every=1, patience=patience)
+    state = run.fit()
+    assert state["step"] == last and state["stopped_early"] == (last < 8)
+    assert ("stopped early" in capsys.readouterr().out) == (last < 8)
+    again = make(tmp_path, Ragged(ragged(8), 2), steps=8, eval_every=1, patience=patience)
+    assert again.fit() == state  # and a stopped run stays stopped
+    assert f"step {last} of 8, finished" in capsys.readouterr().out
+
+
+def test_checkpoints_come_at_evaluations_and_every_so_many_steps(tmp_path, monkeypatch):
+    saved = []
+    run = make(tmp_path, Ragged(ragged(8), 2, ragged(2)), steps=9, eval_every=4, save_every=3)
+    save = run._save
+    monkeypatch.setattr(run, "_save", lambda improved: (saved.append(run.state["step"]), save(improved)))
+    run.fit()
+    assert saved == [0, 3, 4, 6, 8, 9]
+
+
+def test_the_observer_looks_at_every_evaluation_and_changes_nothing(tmp_path):
+    seen = []
+    make(tmp_path / "a", Ragged(ragged(8), 2, ragged(2)), steps=4, eval_every=2).fit()
+    make(tmp_path / "b", Ragged(ragged(8), 2, ragged(2)), steps=4, eval_every=2,
+         observe=lambda model, log, step: (seen.append(step), torch.manual_seed(step), torch.rand(3))).fit()
+    assert seen == [0, 2, 4]
+    a, b = ({**r, "tokens_per_s": 0} for r in metrics(tmp_path / "a")), ({**r, "tokens_per_s": 0}
+                                                                         for r in metrics(tmp_path / "b"))
+    assert list(a) == list(b)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5])
+def test_a_stopped_run_with_dropout_goes_on_as_if_nothing_had_happened(tmp_path, stop_at):
+    def run(folder, stop=None, jitter=0):
+        torch.manual_seed(jitter)  # global state is another one each time
+        model = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.4}))
+        optim = OptimConfig(lr=0.01, warmup_steps=3)
+        one = make(folder, Ragged(ragged(20), 2, ragged(5, seed=1)), optim, model, steps=8, accumulation=2,
+                   eval_every=3, save_every=2)
+        if stop is not None:
+            take = one.take_step
+
+            def stopping():
+                if one.state["step"] == stop:
+                    raise Stop
+                return take()
+
+            one.take_step = stopping
+        one.fit()
+        return one
+
+    straight = run(tmp_path / "straight")
+    with pytest.raises(Stop):
+        run(tmp_path / "stopped", stop_at, jitter=1)
+    went_on = run(tmp_path / "stopped", jitter=2)
+    assert all(torch.equal(p, q) for p, q in zip(straight.model.parameters(), went_on.model.parameters()))
+    assert straight.state == went_on.state
+    same = [[{k: v for k, v in r.items() if k != "tokens_per_s"} for r in metrics(tmp_path / f)]
+            for f in ("straight", "stopped")]
+    assert same[0] == same[1]
+
+
+def test_dropout_differs_between_steps_and_between_micro_batches(tmp_path):
+    """One batch again and again at learning rate almost 0: the loss still changes, because other activations drop."""
+    model = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.4})).double()
+    optim = OptimConfig(lr=1e-12, schedule="constant", warmup_steps=0)
+    one = make(tmp_path, Ragged(ragged(2), 2), optim, model, steps=9, accumulation=1)
+    losses = [one.take_step()["loss"] for _ in range(3)]
+    both = make(tmp_path, Ragged(ragged(2), 2), optim, model, steps=9, accumulation=2)
+    assert len({round(x, 6) for x in losses}) == 3 and abs(both.take_step()["loss"] - losses[0]) > 1e-6
