@@ -105,7 +105,7 @@ class RunLog:
         self.board.add_image(name, pixels_HWC, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """TensorBoard writes every two minutes by itself; metrics.jsonl does with each line."""
+        """TensorBoard writes in a thread of its own; what waits there a kill would lose."""
         self.board.flush()
 
     def close(self) -> None:

@@ -23,7 +23,8 @@ def test_a_plain_bar_speaks_every_fifteen_seconds_and_at_the_end(monkeypatch, ca
             bar.set_postfix_str("loss 2.0", refresh=False)
             bar.update()
     assert capsys.readouterr().out.splitlines() == [
-        f"training {120 * i}/960 steps, {i // 4}:{i % 4 * 15:02d} spent, {(8 - i) // 4}:{-i % 4 * 15:02d} left, loss 2.0"
+        f"training {120 * i}/960 steps, {i // 4}:{i % 4 * 15:02d} spent, {(8 - i) // 4}:{-i % 4 * 15:02d} left, "
+        "loss 2.0"
         for i in range(1, 9)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,10 @@ def test_a_killed_run_started_again_equals_the_one_left_alone(straight, commands
     assert done.returncode == -9, done.stderr
     before = checkpoint.read_state(checkpoint.find(tmp_path / "run"))["step"]
     assert 0 < before < 60 and (at is None or before == at)
+    shown = [step for step, _ in curves(tmp_path / "run")["loss"]]
+    assert shown[:before] == list(range(1, before + 1))  # a checkpoint never knows more than the curves
+    while int(time.time()) <= max(int(f.name.split(".")[3]) for f in (tmp_path / "run" / "tensorboard").iterdir()):
+        time.sleep(0.05)  # TensorBoard orders event files by the second
     outcome = in_process(main, arguments)
     assert outcome.code == 0 and f"step {before} of 60, going on" in outcome.out, outcome.err
     assert_equal_runs(straight[script], tmp_path / "run")

@@ -297,6 +297,15 @@ def test_checkpoints_come_at_evaluations_and_every_so_many_steps(tmp_path, monke
     assert saved == [0, 3, 4, 6, 8, 9]
 
 
+def test_the_curves_are_on_disk_before_a_checkpoint_knows_of_them(tmp_path, monkeypatch):
+    events = []
+    flush, save = trainer.RunLog.flush, checkpoint.save
+    monkeypatch.setattr(trainer.RunLog, "flush", lambda log: (events.append("flush"), flush(log)))
+    monkeypatch.setattr(checkpoint, "save", lambda *args, **more: (events.append("save"), save(*args, **more)))
+    make(tmp_path, Ragged(ragged(8), 2, ragged(2)), steps=2, eval_every=1).fit()
+    assert events == ["flush", "save"] * 3
+
+
 def test_the_observer_looks_at_every_evaluation_and_changes_nothing(tmp_path):
     seen = []
     make(tmp_path / "a", Ragged(ragged(8), 2, ragged(2)), steps=4, eval_every=2).fit()
