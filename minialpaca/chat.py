@@ -73,6 +73,7 @@ def main() -> None:
     if not isinstance(run.settings_of(Path(args.run)), FinetuneConfig):
         raise UserError(f"{args.run}: is a pretraining run and follows no instructions; give a finetune.py run, "
                         "or use python -m minialpaca.generate")
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # what is no UTF-8 gets an answer of its own
     chat = Chat(*run.load(args.run, args.checkpoint, run.pick_device(args.device)), args.max_new_tokens, how)
     if sys.stdin.isatty():
         print("Ask something; /help lists the commands.")

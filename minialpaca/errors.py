@@ -26,6 +26,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:  # `… | head` closed our output: leave without a second complaint at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        except OSError as error:  # a disk that fills up, a folder that goes away: nothing the program can mend
+            print(f"error: {error.filename or 'input or output'}: {reason(error)}", file=sys.stderr)
+            sys.exit(2)
 
     return run
 

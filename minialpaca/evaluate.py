@@ -4,7 +4,6 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from minialpaca.data.instructions import prompt_ids
@@ -42,7 +41,7 @@ def exact_match(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, tuple[
 
 def write_marks(folder: Path, rows: Sequence[Row], answers: Sequence[str]) -> dict[str, tuple[int, int]]:
     """`test_answers.jsonl` with every question, its right answer and the given one; `test_marks.json` with the marks."""
-    records = [{**asdict(row), "answer": answer, "right": answer == row.output}
+    records = [{**row.record(), "answer": answer, "right": answer == row.output}
                for row, answer in zip(rows, answers, strict=True)]
     marks = exact_match(rows, answers)
     _replace(folder / "test_answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))

@@ -247,10 +247,13 @@ def _causal_among_real(real_BS: Tensor, offset: int, length: int) -> Tensor:
 def init_std(cfg: ModelConfig, name: str) -> float | None:
     """The table of initial weights: N(0, std²) by parameter name, None for gains, which start at 1.
 
-    The 2L projections that write into the residual stream share its growth: σ/√(2L). Radford et al. 2019, §2.3.
+    Embeddings 0.02, as in GPT-2. Matrices 1/√D, so that a product with a normed x has variance 1 at any width;
+    GPT-2's 0.02 for them too leaves attention scores near 0 and delays copying and recall (docs/LOG.md).
+    The 2L projections that write into the residual stream share its growth: 1/√(2L). Radford et al. 2019, §2.3.
     """
-    role = name.split(".")[-2]
-    table = dict.fromkeys(("embed", "lm_head", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), cfg.init_std)
-    table |= dict.fromkeys(("o_proj", "down_proj"), cfg.init_std / math.sqrt(2 * cfg.n_layers))
+    role, matrix = name.split(".")[-2], 1 / math.sqrt(cfg.d_model)
+    table = dict.fromkeys(("embed", "lm_head"), cfg.init_std)
+    table |= dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), matrix)
+    table |= dict.fromkeys(("o_proj", "down_proj"), matrix / math.sqrt(2 * cfg.n_layers))
     table |= dict.fromkeys(("attn_norm", "mlp_norm", "final_norm"))
     return table[role]

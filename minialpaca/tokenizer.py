@@ -85,6 +85,11 @@ class Tokenizer:
 
     def encode(self, text: str, *, starts: bool = True) -> list[int]:
         """The ids of a text, without control ids; `starts=False` where the text continues another."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the text is not valid Unicode at character {error.start} ({error.reason}); "
+                            "it was probably not UTF-8") from None
         head, *rest = text.split(SPACE)
         ids = self._pieces.encode(head) if starts else self._continue(head)
         for part in rest:  # a real U+2581 would come back as a space: spell it in bytes

@@ -286,12 +286,14 @@ def test_a_tied_head_is_the_embedding_and_an_untied_one_is_not():
 def test_initial_weights_have_the_spread_of_the_table(std, n_layers):
     """With n numbers the measured spread lies within std (1 ± 4/√(2n)), 99.99 % of the time; the seed is fixed."""
     cfg = dataclasses.replace(tiny.GQA, n_layers=n_layers, init_std=std, tie_embeddings=False)
-    into_the_stream = std / (2 * n_layers) ** 0.5
+    matrix = 60**-0.5
+    expected_of = {"embed": std, "lm_head": std, "o_proj": matrix / (2 * n_layers) ** 0.5}
+    expected_of["down_proj"] = expected_of["o_proj"]
     for name, parameter in Transformer(cfg, seed=1).named_parameters():
         if "norm" in name:
             assert init_std(cfg, name) is None and torch.equal(parameter, torch.ones(60))
             continue
-        expected = into_the_stream if "o_proj" in name or "down_proj" in name else std
+        expected = expected_of.get(name.split(".")[-2], matrix)
         n = parameter.numel()
         assert init_std(cfg, name) == pytest.approx(expected)
         assert abs(float(parameter.detach().pow(2).mean().sqrt()) / expected - 1) < 4 / math.sqrt(2 * n), name

@@ -44,8 +44,8 @@ def parts(cfg: CorpusConfig, sources: tuple[str, ...], on_bytes: OnBytes = lambd
             yield from ((document, True) for document in world.corpus(world.World.build(world.seed_of(source))))
         else:
             for path in expand([source], SUFFIXES):
-                if path not in read:
-                    read.add(path)
+                if path.resolve() not in read:
+                    read.add(path.resolve())
                     yield from _file_parts(path, cfg, on_bytes)
 
 

@@ -16,15 +16,15 @@ SHOWN_FAULTS = 10
 
 def expand(sources: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     """Files, folders (searched through and through) and globs → a sorted list of distinct, non-empty files."""
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for source in sources:
         for path in _matches(source, suffixes):
             if not path.name.endswith(tuple(suffixes)):
                 raise UserError(f"{path}: unknown kind of file; give {', '.join(suffixes)}")
             if path.stat().st_size == 0:
                 raise UserError(f"{path}: is empty; remove it or give another file")
-            found.setdefault(path)
-    return list(found)
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
 def _matches(source: str, suffixes: Sequence[str]) -> list[Path]:

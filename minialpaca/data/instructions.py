@@ -59,7 +59,7 @@ def encode(tokenizer: Tokenizer, row: Row) -> Example:
     return Example((*prompt, *response), (*[IGNORE] * len(prompt), *response))
 
 
-def fit_context(example: Example, context: int, policy: str) -> Example | None:
+def fit_context(example: Example, context: int, policy: str, place: str = "") -> Example | None:
     """An over-long example by policy: None (`drop`), its beginning (`truncate_response`), or an error (`raise`).
 
     A truncated response has no </s>, because it goes on. A prompt is never truncated: where it leaves
@@ -69,7 +69,7 @@ def fit_context(example: Example, context: int, policy: str) -> Example | None:
     if len(example.ids) <= limit:
         return example
     if policy == "raise":
-        raise UserError(f"an example has {len(example.ids)} tokens where the context holds {limit}; shorten it, lengthen "
+        raise UserError(f"{place or 'an example'} has {len(example.ids)} tokens where the context holds {limit}; shorten it, lengthen "
                         "the context, or set data.over_long to drop or truncate_response")
     cut = Example(example.ids[:limit], example.labels[:limit])
     return cut if policy == "truncate_response" and cut.labels[-1] != IGNORE else None
@@ -81,29 +81,33 @@ def fit_context(example: Example, context: int, policy: str) -> Example | None:
 class Examples:
     """Encoded rows that fit, in length-bucketed batches whose order is a pure function of (seed, epoch)."""
 
-    POOL = 32  # batches whose examples are sorted by length together: long enough to save padding, short enough to mix
+    POOL = 8  # batches whose examples are sorted by length together: enough to save padding, few enough to mix kinds
 
     def __init__(self, rows: list[Row], tokenizer: Tokenizer, context: int, over_long: str, name: str):
         self.tokenizer, self.counts = tokenizer, Counter(read=len(rows))
         self.examples: list[Example] = []
+        self.over_long: list[str] = []  # where they stand
         for row in rows:
-            self._take(encode(tokenizer, row) if row.output.strip() else None, context, over_long)
+            self._take(row, context, over_long)
         self.counts["repeated"] = len(rows) - len(set(rows))
         print(f"{name}: {self.describe(over_long)}")
+        if self.over_long:
+            print(f"{name}, over-long: {', '.join(self.over_long[:10])}{' …' if len(self.over_long) > 10 else ''}")
         if not self.examples:
             raise UserError(f"{name}: none of {len(rows)} examples is left (context {context}, data.over_long = "
                             f"{over_long}): {self.describe(over_long)}; lengthen the context or the data")
 
-    def _take(self, example: Example | None, context: int, over_long: str) -> None:
-        if example is None:
+    def _take(self, row: Row, context: int, over_long: str) -> None:
+        if not row.output.strip():
             self.counts["empty"] += 1
             return
-        fitted = fit_context(example, context, over_long)
-        if fitted is None:
-            self.counts["dropped"] += 1
-            return
-        self.counts["truncated"] += fitted is not example
-        self.examples.append(fitted)
+        example = encode(self.tokenizer, row)
+        fitted = fit_context(example, context, over_long, row.place)
+        if fitted is not example:
+            self.counts["dropped" if fitted is None else "truncated"] += 1
+            self.over_long.append(row.place or repr(row.instruction[:40]))
+        if fitted is not None:
+            self.examples.append(fitted)
 
     def describe(self, over_long: str) -> str:
         lengths = sorted(len(e.ids) for e in self.examples)

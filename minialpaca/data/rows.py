@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minialpaca.data.files import expand, fault, is_writable, read_objects, refuse
@@ -20,6 +20,10 @@ class Row:
     input: str
     output: str
     kind: str = "all"
+    place: str = field(default="", compare=False)  # where it stands, for messages
+
+    def record(self) -> dict[str, str]:
+        return {"instruction": self.instruction, "input": self.input, "output": self.output, "kind": self.kind}
 
 
 def read_rows(sources: Sequence[str]) -> list[Row]:
@@ -36,7 +40,7 @@ def _read_file(path: Path) -> list[Row]:
             fault(faults, path, f"{place}: {text}")
         if not found:
             rows.append(Row(record["instruction"], record.get("input", ""), record["output"],
-                            record["kind"] if isinstance(record.get("kind"), str) else "all"))
+                            record["kind"] if isinstance(record.get("kind"), str) else "all", f"{path.name} {place}"))
     refuse(path, faults, "Mend or remove them")
     if not rows:
         raise UserError(f"{path}: holds no examples")

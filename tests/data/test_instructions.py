@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections import Counter
 
 import pytest
 from conftest import alpaca_rows
@@ -127,7 +128,8 @@ def test_counts_are_exact_and_said(tokenizer, capsys, policy):
     dropped, truncated = (len(too_long), 0) if policy == "drop" else (len(hopeless), len(too_long) - len(hopeless))
     assert 0 < len(hopeless) < len(too_long) < len(encoded)
     examples = Examples(rows, tokenizer, context, policy, "training")
-    assert dict(examples.counts) == {"read": 64, "empty": 2, "dropped": dropped, "truncated": truncated, "repeated": 1}
+    assert examples.counts == Counter(read=64, empty=2, dropped=dropped, truncated=truncated, repeated=1)
+    assert len(examples.over_long) == dropped + truncated
     assert len(examples.examples) == 62 - dropped
     ends = [e.ids[-1] == tokenizer.eos for e in examples.examples]
     assert ends.count(False) == truncated  # what was cut has no </s>, because it goes on

@@ -7,7 +7,6 @@ import argparse
 import json
 import re
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 from minialpaca.data import world
@@ -27,7 +26,7 @@ def write_world(seed: int, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "corpus.txt").write_text("\n".join(documents) + "\n", encoding="utf-8")
         for name, split in zip(("train", "validation", "test"), world.instructions(built)):
-            array = json.dumps([asdict(row) for row in split], ensure_ascii=False, indent=1)
+            array = json.dumps([row.record() for row in split], ensure_ascii=False, indent=1)
             (folder / f"{name}.json").write_text(array + "\n", encoding="utf-8")
             kinds = Counter(row.kind for row in split)
             lines.append(f"{name} {len(split)}: " + ", ".join(f"{kind} {n}" for kind, n in sorted(kinds.items())))

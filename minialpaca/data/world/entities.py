@@ -9,7 +9,7 @@ from minialpaca.data.world import words
 FACT_KINDS = ("person", "town", "thing")
 POPULATION = {"person": 320, "town": 96, "thing": 96}
 N_HOMES = 24  # people live in this many of the towns: few enough to learn as values
-LARGEST_TERM = 12
+LARGEST_TERM = 9
 NUMBERS = range(1, 10)  # ages, weights and numbers to sort: one digit, one token
 
 # What a name ends in tells its kind: Mirava (a person), Tolen (a town), Velusk (a ship).
@@ -25,7 +25,7 @@ NAME_SHAPES = {
 class Entity:
     name: str
     kind: str  # one of FACT_KINDS
-    facts: dict[str, str]  # attribute -> value, in the order of world_words.ATTRIBUTES
+    facts: dict[str, str]  # attribute -> value, in the order of words.ATTRIBUTES
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class World:
 
     def people(self) -> list[str]:
         return [entity.name for entity in self.entities if entity.kind == "person"]
+
+    def names(self) -> list[str]:
+        return [entity.name for entity in self.entities]
 
 
 def stream(seed: int, part: str) -> random.Random:
@@ -79,7 +82,7 @@ def invent_name(rng: random.Random, kind: str) -> str:
 
 
 def vocabulary_of_tables() -> set[str]:
-    """Every lower-cased word written in world_words.py."""
+    """Every lower-cased word written in words.py."""
     found: set[str] = set()
 
     def visit(table):

@@ -1,4 +1,4 @@
-"""What is asked: twelve kinds of instruction, every answer marked by exact match.
+"""What is asked: thirteen kinds of instruction, every answer marked by exact match.
 
 Facts are split by entity: what validation and test ask about was only ever told in the corpus.
 """
@@ -10,7 +10,7 @@ from itertools import combinations_with_replacement
 from minialpaca.data.rows import Row
 from minialpaca.data.world import words
 from minialpaca.data.world.entities import FACT_KINDS, LARGEST_TERM, NUMBERS, Entity, World, stream
-from minialpaca.data.world.sentences import both_ways, canonical_answer, shopping
+from minialpaca.data.world.sentences import belongs, both_ways, canonical_answer, shopping
 
 Splits = tuple[list[Row], list[Row], list[Row]]
 
@@ -30,8 +30,8 @@ def entity_split(world: World) -> tuple[list[Entity], list[Entity], list[Entity]
 def instructions(
     world: World,
     *,
-    phrasings: int = 2,
-    train_per_kind: int = 1000,
+    phrasings: int = 3,
+    train_per_kind: int = 1500,
     validation_per_kind: int = 20,
     test_per_kind: int = 40,
 ) -> Splits:
@@ -46,8 +46,8 @@ def instructions(
         arithmetic_examples(stream(world.seed, "arithmetic"), sizes),
         opposite_examples(stream(world.seed, "opposite"), sizes),
     ]
-    for draw in (compare, list_things, count_things, order_numbers, rewrite, sentiment, reading):
-        parts.append(drawn_examples(stream(world.seed, draw.__name__), world.people(), draw, sizes))
+    for draw in (compare, list_things, count_things, order_numbers, rewrite, sentiment, reading, repeat):
+        parts.append(drawn_examples(stream(world.seed, draw.__name__), world, draw, sizes))
     splits = tuple([example for part in parts for example in part[i]] for i in range(3))
     for name, split in zip(("train", "validation", "test"), splits):
         stream(world.seed, f"shuffle/{name}").shuffle(split)
@@ -75,7 +75,7 @@ def fact_questions(world: World, phrasings: int, validation_per_kind: int) -> Sp
 def arithmetic_examples(rng: random.Random, sizes: tuple[int, int, int]) -> Splits:
     """Split by unordered pair: with 5 + 7 in training, 7 + 5 in test would be no question."""
     pairs = list(combinations_with_replacement(range(LARGEST_TERM + 1), 2))
-    groups = three_parts(rng, pairs, n_validation=10, n_test=24)
+    groups = three_parts(rng, pairs, n_validation=5, n_test=14)
     answered = [[({"a": a, "b": b}, words.SUM_SENTENCES[0].format(a=a, b=b, c=a + b)) for a, b in both_ways(group)]
                 for group in groups]
     return worded(rng, "arithmetic", answered, sizes)
@@ -112,25 +112,25 @@ def worded(rng: random.Random, kind: str, groups: list, sizes: tuple[int, int, i
     return train[:n_train], validation[:n_validation], test[:n_test]
 
 
-def drawn_examples(rng: random.Random, people: list[str], draw: Callable, sizes: tuple[int, int, int]) -> Splits:
+def drawn_examples(rng: random.Random, world: World, draw: Callable, sizes: tuple[int, int, int]) -> Splits:
     """Examples with inputs that differ pairwise, so that no held-out input occurs in training."""
     examples: dict[str, Row] = {}
     for _ in range(20 * sum(sizes)):  # a bound: there are, for instance, only 1,200 different reviews
         if len(examples) == sum(sizes):
             break
         # The running number, not the dice, chooses labels and lengths: every split is balanced.
-        example = draw(rng, people, len(examples))
+        example = draw(rng, world, len(examples))
         examples.setdefault(example.input, example)
     drawn = list(examples.values())
     n_validation, n_test, _ = sizes
     return drawn[n_validation + n_test :], drawn[:n_validation], drawn[n_validation : n_validation + n_test]
 
 
-def compare(rng: random.Random, people: list[str], i: int) -> Row:
+def compare(rng: random.Random, world: World, i: int) -> Row:
     numbers = rng.sample(NUMBERS, 2)
     asked = ("older", "heavier", "younger", "lighter")[i % 4]
     if asked in ("older", "younger"):
-        names = rng.sample(people, 2)
+        names = rng.sample(world.people(), 2)
         told = [f"{name} is {number} years old." for name, number in zip(names, numbers)]
     else:
         names = rng.sample(words.ITEMS, 2)
@@ -139,42 +139,48 @@ def compare(rng: random.Random, people: list[str], i: int) -> Row:
     return Row(rng.choice(words.WORDING[asked]), " ".join(told), names[numbers.index(wanted)], "compare")
 
 
-def list_things(rng: random.Random, people: list[str], i: int) -> Row:
+def list_things(rng: random.Random, world: World, i: int) -> Row:
     items = rng.sample(words.ITEMS, 2 + i % 3)
-    told = shopping(rng, rng.choice(people), items)
+    told = shopping(rng, rng.choice(world.people()), items)
     return Row(rng.choice(words.WORDING["list"]), told, ", ".join(items), "list")
 
 
-def count_things(rng: random.Random, people: list[str], i: int) -> Row:
+def count_things(rng: random.Random, world: World, i: int) -> Row:
     items = rng.sample(words.ITEMS, 2 + i % 4)
-    told = shopping(rng, rng.choice(people), items)
+    told = shopping(rng, rng.choice(world.people()), items)
     return Row(rng.choice(words.WORDING["count"]), told, str(len(items)), "count")
 
 
-def order_numbers(rng: random.Random, people: list[str], i: int) -> Row:
+def order_numbers(rng: random.Random, world: World, i: int) -> Row:
     numbers = rng.sample(NUMBERS, 3)
     mixed, ordered = (", ".join(map(str, ns)) for ns in (numbers, sorted(numbers)))
     return Row(rng.choice(words.WORDING["order"]), mixed, ordered, "order")
 
 
-def rewrite(rng: random.Random, people: list[str], i: int) -> Row:
-    person = rng.choice(people)
+def rewrite(rng: random.Random, world: World, i: int) -> Row:
+    person = rng.choice(world.people())
     present, past, endings = words.VERBS[i % len(words.VERBS)]
     ending = rng.choice(endings)
     now, before = f"{person} {present} {ending}.", f"{person} {past} {ending}."
     return Row(rng.choice(words.WORDING["rewrite"]), now, before, "rewrite")
 
 
-def sentiment(rng: random.Random, people: list[str], i: int) -> Row:
+def sentiment(rng: random.Random, world: World, i: int) -> Row:
     label = ("positive", "negative")[i % 2]
     mood = words.FEELINGS[label]
     review = f"The {rng.choice(words.REVIEWED)} was {rng.choice(mood['adjectives'])}. {rng.choice(mood['closings'])}"
     return Row(rng.choice(words.WORDING["sentiment"]), review, label, "sentiment")
 
 
-def reading(rng: random.Random, people: list[str], i: int) -> Row:
+def reading(rng: random.Random, world: World, i: int) -> Row:
     n = 2 + i % 2
-    owners, items = rng.sample(people, n), rng.sample(words.ITEMS, n)
+    owners, items = rng.sample(world.people(), n), rng.sample(words.ITEMS, n)
+    told = [belongs(item, owner) for item, owner in zip(items, owners)]
     k = rng.randrange(n)
-    told = " ".join(f"{owner} has the {item}." for owner, item in zip(owners, items))
-    return Row(rng.choice(words.WORDING["reading"]).format(item=items[k]), told, owners[k], "reading")
+    return Row(rng.choice(words.WORDING["reading"]).format(item=items[k]), " ".join(told), told[k], "reading")
+
+
+def repeat(rng: random.Random, world: World, i: int) -> Row:
+    """Copying, over all the words that questions turn on: so a name that no question of training holds can be said."""
+    line = " ".join(rng.sample([*world.names(), *words.ITEMS, *(w for pair in words.OPPOSITES for w in pair)], 2 + i % 3))
+    return Row(rng.choice(words.WORDING["repeat"]), line, line, "repeat")

@@ -25,6 +25,10 @@ def enumeration(parts: list[str]) -> str:
     return ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
+def belongs(item: str, owner: str) -> str:
+    return f"The {item} belongs to {owner}."
+
+
 def shopping(rng: random.Random, person: str, items: list[str]) -> str:
     return f"{person} {rng.choice(words.LIST_VERBS)} {enumeration([with_article(item) for item in items])}."
 

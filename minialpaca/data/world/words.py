@@ -189,7 +189,8 @@ WORDING = {
     "order": ("Put the numbers in order.", "Sort the numbers from small to large.", "Write the numbers from smallest to largest."),
     "rewrite": ("Rewrite the sentence in the past tense.", "Put the sentence into the past tense.", "Change the sentence to the past."),
     "sentiment": ("Is the review positive or negative?", "Name the sentiment of the review.", "Say if this review is positive or negative."),
-    "reading": ("Who has the {item}?", "Name the person who has the {item}.", "Tell me who has the {item}."),
+    "reading": ("Who owns the {item}?", "To whom does the {item} belong?", "Tell me who owns the {item}."),
+    "repeat": ("Repeat the words.", "Say the words again.", "Write the same words once more."),
     "arithmetic": ("What is {a} plus {b}?", "Add {a} and {b}.", "How much is {a} plus {b}?"),
     "opposite": ("What is the opposite of {word}?", "Give the opposite of {word}.", "Name the word that means the opposite of {word}."),
 }
