@@ -5,19 +5,18 @@ from collections.abc import Iterator
 
 from minialpaca.data.world import words
 from minialpaca.data.world.entities import LARGEST_TERM, NUMBERS, World, stream
-from minialpaca.data.world.sentences import belongs, both_ways, shopping, tell
+from minialpaca.data.world.sentences import coloured, shopping, tell
 
 
-def corpus(world: World, *, tellings_per_entity: int = 16, documents_per_skill: int = 600, songs: int = 1000) -> Iterator[str]:
+def corpus(world: World, *, tellings_per_entity: int = 16, documents_per_skill: int = 500, songs: int = 1000) -> Iterator[str]:
     """The pretraining documents, shuffled: facts (most of them), then what the other kinds need."""
     documents = list(fact_documents(world, tellings_per_entity))
     documents += grouped(stream(world.seed, "corpus/sums"), sum_sentences())
-    documents += grouped(stream(world.seed, "corpus/opposites"), opposite_sentences())
-    for write in (comparison_story, shopping_story, number_story, holding_story, tense_story, feeling_story):
+    for write in (comparison_story, shopping_story, number_story, colour_story, tense_story, feeling_story):
         rng = stream(world.seed, f"corpus/{write.__name__}")
-        documents += [write(rng, world.people(), i) for i in range(documents_per_skill)]
+        documents += [write(rng, i) for i in range(documents_per_skill)]
     rng = stream(world.seed, "corpus/songs")
-    documents += [song(rng, world.people(), i) for i in range(songs)]
+    documents += [song(rng, i) for i in range(songs)]
     stream(world.seed, "corpus/shuffle").shuffle(documents)
     yield from documents
 
@@ -41,38 +40,28 @@ def sum_sentences(times: int = 3) -> list[str]:
     return [s.format(a=a, b=b, c=a + b) for a in terms for b in terms for s in words.SUM_SENTENCES] * times
 
 
-def opposite_sentences(times: int = 4) -> list[str]:
-    return [s.format(word=w, other=o) for w, o in both_ways(words.OPPOSITES) for s in words.OPPOSITE_SENTENCES] * times
-
-
 def grouped(rng: random.Random, sentences: list[str], size: int = 4) -> list[str]:
     """Documents of a few sentences in random order."""
     rng.shuffle(sentences)
     return [" ".join(sentences[i : i + size]) for i in range(0, len(sentences), size)]
 
 
-def comparison_story(rng: random.Random, people: list[str], i: int) -> str:
+def comparison_story(rng: random.Random, i: int) -> str:
     small, large = sorted(rng.sample(NUMBERS, 2))
-    if i % 2:
-        young, old = rng.sample(people, 2)
-        told = [f"{young} is {small} years old.", f"{old} is {large} years old."]
-        judged = (f"{old} is older than {young}.", f"{young} is younger than {old}.")
-    else:
-        light, heavy = rng.sample(words.ITEMS, 2)
-        told = [f"The {light} weighs {small} pounds.", f"The {heavy} weighs {large} pounds."]
-        judged = (f"The {heavy} is heavier than the {light}.", f"The {light} is lighter than the {heavy}.")
-    rng.shuffle(told)
-    return " ".join([*told, rng.choice(judged)])
+    return rng.choice((
+        f"{large} is larger than {small}.", f"{small} is smaller than {large}.",
+        f"Of {small} and {large} the larger number is {large}.", f"Of {large} and {small} the larger number is {large}.",
+        f"Of {small} and {large} the smaller number is {small}.", f"Of {large} and {small} the smaller number is {small}.",
+    ))
 
 
-def shopping_story(rng: random.Random, people: list[str], i: int) -> str:
-    person = rng.choice(people)
+def shopping_story(rng: random.Random, i: int) -> str:
     items = rng.sample(words.ITEMS, 2 + i % 4)
     total = rng.choice((str(len(items)), words.COUNT_WORDS[len(items)]))
-    return f"{shopping(rng, person, items)} The things are {', '.join(items)}. That makes {total} things."
+    return f"{shopping(rng, items)} The things are {', '.join(items)}. That makes {total} things."
 
 
-def number_story(rng: random.Random, people: list[str], i: int) -> str:
+def number_story(rng: random.Random, i: int) -> str:
     low, middle, high = sorted(rng.sample(NUMBERS, 3))
     mixed = rng.sample((low, middle, high), 3)
     return rng.choice((
@@ -82,15 +71,14 @@ def number_story(rng: random.Random, people: list[str], i: int) -> str:
     ))
 
 
-def holding_story(rng: random.Random, people: list[str], i: int) -> str:
-    owners, items = rng.sample(people, 2 + i % 2), rng.sample(words.ITEMS, 2 + i % 2)
-    told = " ".join(belongs(item, owner) for owner, item in zip(owners, items))
-    k = rng.randrange(len(owners))
-    return f"{told} Yes, t{belongs(items[k], owners[k])[1:]}"
+def colour_story(rng: random.Random, i: int) -> str:
+    items, colours = rng.sample(words.ITEMS, 2 + i % 2), rng.sample(words.COLOURS, 2 + i % 2)
+    k = rng.randrange(len(items))
+    return f"{coloured(items, colours)} The colour of the {items[k]} is {colours[k]}."
 
 
-def tense_story(rng: random.Random, people: list[str], i: int) -> str:
-    person = rng.choice(people)
+def tense_story(rng: random.Random, i: int) -> str:
+    person = f"the {rng.choice(words.JOBS)}"
     present, past, endings = words.VERBS[i % len(words.VERBS)]
     ending = endings[i // len(words.VERBS) % len(endings)]
     told = [
@@ -101,19 +89,19 @@ def tense_story(rng: random.Random, people: list[str], i: int) -> str:
     return " ".join(told)
 
 
-def feeling_story(rng: random.Random, people: list[str], i: int) -> str:
+def feeling_story(rng: random.Random, i: int) -> str:
     label = ("positive", "negative")[i % 2]
     mood = words.FEELINGS[label]
-    person = rng.choice(people)
+    person = f"the {rng.choice(words.JOBS)}"
     one, other = rng.sample(mood["adjectives"], 2)
     return rng.choice((
         f"The {rng.choice(words.REVIEWED)} was {one} and {person} {rng.choice(mood['reactions'])}.",
-        f"{rng.choice(mood['closings'])} It was {one}. {person} {rng.choice(mood['reactions'])}.",
+        f"{rng.choice(mood['closings'])} It was {one}. T{person[1:]} {rng.choice(mood['reactions'])}.",
         f"A review with the words {one} and {other} is {label}.",
     ))
 
 
-def song(rng: random.Random, people: list[str], i: int) -> str:
+def song(rng: random.Random, i: int) -> str:
     """Words in a random order, sung three times: only looking back tells what comes next."""
     line = " ".join(rng.sample(words.ITEMS, 3 + i % 4))
-    return f"The song of {rng.choice(people)} goes {line}, {line}, {line}."
+    return f"The song of the {rng.choice(words.JOBS)} goes {line}, {line}, {line}."

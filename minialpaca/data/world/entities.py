@@ -10,7 +10,7 @@ FACT_KINDS = ("person", "town", "thing")
 POPULATION = {"person": 320, "town": 96, "thing": 96}
 N_HOMES = 24  # people live in this many of the towns: few enough to learn as values
 LARGEST_TERM = 9
-NUMBERS = range(1, 10)  # ages, weights and numbers to sort: one digit, one token
+NUMBERS = range(1, 10)  # numbers to compare and to sort: one digit, one token
 
 # What a name ends in tells its kind: Mirava (a person), Tolen (a town), Velusk (a ship).
 # kind -> (syllables, vowels of the last one, what may close it)
@@ -44,12 +44,6 @@ class World:
                 pools = {attribute: pool or homes for attribute, (pool, _, _) in words.ATTRIBUTES[kind].items()}
                 entities.append(Entity(name, kind, {attribute: rng.choice(pool) for attribute, pool in pools.items()}))
         return cls(seed, tuple(entities))
-
-    def people(self) -> list[str]:
-        return [entity.name for entity in self.entities if entity.kind == "person"]
-
-    def names(self) -> list[str]:
-        return [entity.name for entity in self.entities]
 
 
 def stream(seed: int, part: str) -> random.Random:

@@ -3,7 +3,7 @@
 import random
 
 from minialpaca.data.world import words
-from minialpaca.data.world.entities import Entity
+
 
 
 def with_article(noun: str) -> str:
@@ -15,22 +15,18 @@ def tell(template: str, name: str, value: str) -> str:
     return template.format(name=name, value=value, a_value=with_article(value))
 
 
-def canonical_answer(entity: Entity, attribute: str) -> str:
-    _, sentences, _ = words.ATTRIBUTES[entity.kind][attribute]
-    return tell(sentences[0], entity.name, entity.facts[attribute])
-
-
 def enumeration(parts: list[str]) -> str:
     """a lamp, a rope and a bell"""
     return ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def belongs(item: str, owner: str) -> str:
-    return f"The {item} belongs to {owner}."
+def coloured(items: list[str], colours: list[str]) -> str:
+    """There is a red lamp and an orange rope."""
+    return f"There is {enumeration([with_article(f'{colour} {item}') for item, colour in zip(items, colours)])}."
 
 
-def shopping(rng: random.Random, person: str, items: list[str]) -> str:
-    return f"{person} {rng.choice(words.LIST_VERBS)} {enumeration([with_article(item) for item in items])}."
+def shopping(rng: random.Random, items: list[str]) -> str:
+    return f"The {rng.choice(words.JOBS)} {rng.choice(words.LIST_VERBS)} {enumeration([with_article(item) for item in items])}."
 
 
 def both_ways(pairs) -> list[tuple]:

@@ -6,7 +6,7 @@ not teach it to answer «Where does Mirava live?» (the reversal curse, Berglund
 al. 2023), and a pronoun would hide whose fact it is.
 
 In templates {name} is the entity, {value} the bare value, {a_value} the value with
-«a» or «an». The first sentence of each attribute is the canonical answer.
+«a» or «an». A question is answered with the bare value.
 """
 
 JOBS = tuple(
@@ -180,19 +180,14 @@ ATTRIBUTES = {
 
 # The instructions of the other kinds.
 WORDING = {
-    "older": ("Who is older?", "Which of the two people is older?", "Name the older person."),
-    "younger": ("Who is younger?", "Which of the two people is younger?", "Name the younger person."),
-    "heavier": ("Which thing is heavier?", "What weighs more?", "Name the heavier thing."),
-    "lighter": ("Which thing is lighter?", "What weighs less?", "Name the lighter thing."),
+    "compare": ("Which is {asked}, {a} or {b}?", "Name the {asked} number, {a} or {b}.", "Of {a} and {b}, which is the {asked} number?"),
     "list": ("List the things in the sentence.", "Which things are in the sentence?", "Write only the things, with commas."),
     "count": ("How many things are in the sentence?", "Count the things in the sentence.", "Give the number of things."),
     "order": ("Put the numbers in order.", "Sort the numbers from small to large.", "Write the numbers from smallest to largest."),
     "rewrite": ("Rewrite the sentence in the past tense.", "Put the sentence into the past tense.", "Change the sentence to the past."),
     "sentiment": ("Is the review positive or negative?", "Name the sentiment of the review.", "Say if this review is positive or negative."),
-    "reading": ("Who owns the {item}?", "To whom does the {item} belong?", "Tell me who owns the {item}."),
-    "repeat": ("Repeat the words.", "Say the words again.", "Write the same words once more."),
+    "reading": ("Which colour is the {item}?", "What is the colour of the {item}?", "Tell me the colour of the {item}."),
     "arithmetic": ("What is {a} plus {b}?", "Add {a} and {b}.", "How much is {a} plus {b}?"),
-    "opposite": ("What is the opposite of {word}?", "Give the opposite of {word}.", "Name the word that means the opposite of {word}."),
 }
 
 SUM_SENTENCES = (
@@ -200,24 +195,6 @@ SUM_SENTENCES = (
     "When you add {a} and {b} you get {c}.",
     "The sum of {a} and {b} is {c}.",
     "If you have {a} and get {b} more, you have {c}.",
-)
-
-OPPOSITES = tuple(
-    tuple(pair.split("/"))
-    for pair in (
-        "hot/cold big/small old/young tall/short fast/slow heavy/light wet/dry hard/soft "
-        "dark/bright early/late rich/poor strong/weak happy/sad full/empty open/closed clean/dirty "
-        "high/low near/far loud/quiet wide/narrow thick/thin deep/shallow rough/smooth sharp/blunt "
-        "sweet/sour cheap/expensive easy/difficult brave/afraid kind/cruel awake/asleep alive/dead true/false "
-        "first/last left/right new/ancient safe/dangerous same/different good/bad fresh/stale tight/loose "
-        "calm/angry wise/foolish sick/healthy straight/crooked polite/rude busy/idle raw/cooked lost/found"
-    ).split()
-)
-OPPOSITE_SENTENCES = (
-    "The opposite of {word} is {other}.",
-    "What is not {word} may be {other}.",
-    "The word {word} means the opposite of {other}.",
-    "If something is the opposite of {word}, it is {other}.",
 )
 
 ITEMS = tuple(
