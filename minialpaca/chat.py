@@ -10,6 +10,7 @@ The model is tuned on single questions, so each line stands alone; nothing earli
 import argparse
 import contextlib
 import dataclasses
+import io
 import sys
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def main() -> None:
     if not isinstance(run.settings_of(Path(args.run)), FinetuneConfig):
         raise UserError(f"{args.run}: is a pretraining run and follows no instructions; give a finetune.py run, "
                         "or use python -m minialpaca.generate")
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # what is no UTF-8 gets an answer of its own
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # what is no UTF-8 gets an answer of its own
     chat = Chat(*run.load(args.run, args.checkpoint, run.pick_device(args.device)), args.max_new_tokens, how)
     if sys.stdin.isatty():
         print("Ask something; /help lists the commands.")

@@ -114,7 +114,7 @@ def test_bad_validation_and_test_data_too(finetune_command, tmp_path, field):
 
 
 def test_over_long_raise_is_refused_and_truncation_is_counted(finetune_command, tmp_path):
-    refused(tune(finetune_command, tmp_path / "run", "data.over_long=raise", "base.max_seq_len=60"), "an example has")
+    refused(tune(finetune_command, tmp_path / "run", "data.over_long=raise", "base.max_seq_len=60"), "record 2 has")
     assert is_no_run(tmp_path / "run")
     outcome = tune(finetune_command, tmp_path / "run", "data.over_long=truncate_response", "base.max_seq_len=70",
                    "train.steps=1")

@@ -26,13 +26,16 @@ TEXTS = (
 
 
 def model(cfg: ModelConfig = GQA, seed: int = 0, **changes) -> Transformer:
-    """In eval mode, with gains that are not 1, so that a forgotten gain shows."""
+    """In eval mode, with gains that are not 1, so that a forgotten gain shows, and matrices as wide as the
+    embeddings, so that what an untrained model says is no single word over and over."""
     made = Transformer(dataclasses.replace(cfg, **changes), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5, generator=generator)
+            elif name.startswith("layers"):
+                parameter *= made.cfg.init_std * made.cfg.d_model**0.5
     return made.eval()
 
 

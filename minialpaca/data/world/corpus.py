@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 from minialpaca.data.world import words
 from minialpaca.data.world.entities import LARGEST_TERM, NUMBERS, World, stream
-from minialpaca.data.world.sentences import coloured, shopping, tell
+from minialpaca.data.world.sentences import shopping, tell
 
 
 def corpus(world: World, *, tellings_per_entity: int = 16, documents_per_skill: int = 500, songs: int = 1000) -> Iterator[str]:
     """The pretraining documents, shuffled: facts (most of them), then what the other kinds need."""
     documents = list(fact_documents(world, tellings_per_entity))
     documents += grouped(stream(world.seed, "corpus/sums"), sum_sentences())
-    for write in (comparison_story, shopping_story, number_story, colour_story, tense_story, feeling_story):
+    for write in (comparison_story, shopping_story, number_story, tense_story, feeling_story):
         rng = stream(world.seed, f"corpus/{write.__name__}")
         documents += [write(rng, i) for i in range(documents_per_skill)]
     rng = stream(world.seed, "corpus/songs")
@@ -35,7 +35,7 @@ def fact_documents(world: World, tellings: int) -> Iterator[str]:
             yield " ".join(told)
 
 
-def sum_sentences(times: int = 3) -> list[str]:
+def sum_sentences(times: int = 8) -> list[str]:
     terms = range(LARGEST_TERM + 1)
     return [s.format(a=a, b=b, c=a + b) for a in terms for b in terms for s in words.SUM_SENTENCES] * times
 
@@ -69,12 +69,6 @@ def number_story(rng: random.Random, i: int) -> str:
         f"The numbers {mixed[0]}, {mixed[1]}, {mixed[2]} in order are {low}, {middle}, {high}.",
         f"From small to large, {mixed[0]}, {mixed[1]}, {mixed[2]} become {low}, {middle}, {high}.",
     ))
-
-
-def colour_story(rng: random.Random, i: int) -> str:
-    items, colours = rng.sample(words.ITEMS, 2 + i % 2), rng.sample(words.COLOURS, 2 + i % 2)
-    k = rng.randrange(len(items))
-    return f"{coloured(items, colours)} The colour of the {items[k]} is {colours[k]}."
 
 
 def tense_story(rng: random.Random, i: int) -> str:

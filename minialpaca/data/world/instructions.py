@@ -1,4 +1,4 @@
-"""What is asked: eleven kinds of instruction, every answer marked by exact match.
+"""What is asked: twelve kinds of instruction, every answer marked by exact match.
 
 Facts are split by entity: what validation and test ask about was only ever told in the corpus.
 """
@@ -10,7 +10,7 @@ from itertools import combinations, combinations_with_replacement
 from minialpaca.data.rows import Row
 from minialpaca.data.world import words
 from minialpaca.data.world.entities import FACT_KINDS, LARGEST_TERM, NUMBERS, Entity, World, stream
-from minialpaca.data.world.sentences import both_ways, coloured, shopping
+from minialpaca.data.world.sentences import both_ways, shopping, tell
 
 Splits = tuple[list[Row], list[Row], list[Row]]
 
@@ -30,8 +30,8 @@ def entity_split(world: World) -> tuple[list[Entity], list[Entity], list[Entity]
 def instructions(
     world: World,
     *,
-    phrasings: int = 3,
-    train_per_kind: int = 800,
+    phrasings: int = 2,
+    train_per_kind: int = 1000,
     validation_per_kind: int = 20,
     test_per_kind: int = 40,
 ) -> Splits:
@@ -45,8 +45,9 @@ def instructions(
         fact_questions(world, phrasings, validation_per_kind),
         arithmetic_examples(stream(world.seed, "arithmetic"), sizes),
         compare_examples(stream(world.seed, "compare"), sizes),
+        name_examples(stream(world.seed, "name"), world, sizes),
     ]
-    for draw in (list_things, count_things, order_numbers, rewrite, sentiment, reading):
+    for draw in (list_things, count_things, order_numbers, rewrite, sentiment, place):
         parts.append(drawn_examples(stream(world.seed, draw.__name__), draw, sizes))
     splits = tuple([example for part in parts for example in part[i]] for i in range(3))
     for name, split in zip(("train", "validation", "test"), splits):
@@ -60,9 +61,9 @@ def fact_questions(world: World, phrasings: int, validation_per_kind: int) -> Sp
     def ask(entities, times):
         for entity in entities:
             for attribute in entity.facts:
-                _, _, questions = words.ATTRIBUTES[entity.kind][attribute]
+                _, sentences, questions = words.ATTRIBUTES[entity.kind][attribute]
                 for question in rng.sample(questions, times):
-                    answer = entity.facts[attribute]
+                    answer = tell(sentences[0], entity.name, entity.facts[attribute])
                     yield Row(question.format(name=entity.name), "", answer, f"fact: {entity.kind}")
 
     train, validation, test = entity_split(world)
@@ -76,7 +77,8 @@ def arithmetic_examples(rng: random.Random, sizes: tuple[int, int, int]) -> Spli
     """Split by unordered pair: with 5 + 7 in training, 7 + 5 in test would be no question."""
     pairs = list(combinations_with_replacement(range(LARGEST_TERM + 1), 2))
     groups = three_parts(rng, pairs, n_validation=5, n_test=14)
-    answered = [[({"a": a, "b": b}, str(a + b)) for a, b in both_ways(group)] for group in groups]
+    answered = [[({"a": a, "b": b}, words.SUM_SENTENCES[0].format(a=a, b=b, c=a + b))
+                 for a, b in both_ways(group)] for group in groups]
     return worded(rng, "arithmetic", answered, sizes)
 
 
@@ -86,6 +88,20 @@ def compare_examples(rng: random.Random, sizes: tuple[int, int, int]) -> Splits:
     answered = [[({"a": a, "b": b, "asked": asked}, str(best(a, b)))
                  for a, b in both_ways(group) for asked, best in (("larger", max), ("smaller", min))] for group in groups]
     return worded(rng, "compare", answered, sizes)
+
+
+def name_examples(rng: random.Random, world: World, sizes: tuple[int, int, int]) -> Splits:
+    """Say a name: copying, over the names of all entities, which tells nothing about them.
+
+    Without it, training would never say the names that validation and test ask about, and a small model
+    would answer with a name that it has said before. Each name is asked for in every wording but those held out.
+    """
+    rows = [Row(wording.format(name=entity.name), "", f"{entity.name}.", "name")
+            for entity in world.entities for wording in words.WORDING["name"]]
+    rng.shuffle(rows)
+    n_validation, n_test, _ = sizes
+    held_out = n_validation + n_test
+    return rows[held_out:], rows[:n_validation], rows[n_validation:held_out]
 
 
 def three_parts(rng: random.Random, pairs, n_validation: int, n_test: int) -> tuple[list, list, list]:
@@ -158,9 +174,7 @@ def sentiment(rng: random.Random, i: int) -> Row:
     return Row(rng.choice(words.WORDING["sentiment"]), review, label, "sentiment")
 
 
-def reading(rng: random.Random, i: int) -> Row:
-    n = 2 + i % 2
-    items, colours = rng.sample(words.ITEMS, n), rng.sample(words.COLOURS, n)
-    k = rng.randrange(n)
-    wording = rng.choice(words.WORDING["reading"]).format(item=items[k])
-    return Row(wording, coloured(items, colours), colours[k], "reading")
+def place(rng: random.Random, i: int) -> Row:
+    items = rng.sample(words.ITEMS, 2 + i % 4)
+    asked, answer = (("first", items[0]), ("last", items[-1]))[i % 2]
+    return Row(rng.choice(words.WORDING["place"]).format(place=asked), shopping(rng, items), answer, "place")

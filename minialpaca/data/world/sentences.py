@@ -5,7 +5,6 @@ import random
 from minialpaca.data.world import words
 
 
-
 def with_article(noun: str) -> str:
     """Right for the nouns of this world, where spelling and sound begin alike."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
@@ -18,11 +17,6 @@ def tell(template: str, name: str, value: str) -> str:
 def enumeration(parts: list[str]) -> str:
     """a lamp, a rope and a bell"""
     return ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-def coloured(items: list[str], colours: list[str]) -> str:
-    """There is a red lamp and an orange rope."""
-    return f"There is {enumeration([with_article(f'{colour} {item}') for item, colour in zip(items, colours)])}."
 
 
 def shopping(rng: random.Random, items: list[str]) -> str:

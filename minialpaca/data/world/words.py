@@ -6,7 +6,7 @@ not teach it to answer «Where does Mirava live?» (the reversal curse, Berglund
 al. 2023), and a pronoun would hide whose fact it is.
 
 In templates {name} is the entity, {value} the bare value, {a_value} the value with
-«a» or «an». A question is answered with the bare value.
+«a» or «an». The first sentence of each attribute is the answer to its questions.
 """
 
 JOBS = tuple(
@@ -186,7 +186,8 @@ WORDING = {
     "order": ("Put the numbers in order.", "Sort the numbers from small to large.", "Write the numbers from smallest to largest."),
     "rewrite": ("Rewrite the sentence in the past tense.", "Put the sentence into the past tense.", "Change the sentence to the past."),
     "sentiment": ("Is the review positive or negative?", "Name the sentiment of the review.", "Say if this review is positive or negative."),
-    "reading": ("Which colour is the {item}?", "What is the colour of the {item}?", "Tell me the colour of the {item}."),
+    "place": ("Which thing comes {place}?", "Name the {place} thing.", "Tell me the thing that comes {place}."),
+    "name": ("Say the name {name}.", "Write the name {name}.", "Repeat the name {name}."),
     "arithmetic": ("What is {a} plus {b}?", "Add {a} and {b}.", "How much is {a} plus {b}?"),
 }
 
