@@ -143,7 +143,7 @@ def test_sizes_and_kinds(told):
     assert sum(counts[0][kind] for kind in FACT_ROWS) == 2 * 4 * (224 + 67 + 67)
     assert [counts[2][kind] for kind in FACT_ROWS] == [4 * 64, 4 * 19, 4 * 19]
     assert [counts[1][kind] for kind in FACT_ROWS] == [20, 20, 20]
-    assert counts[0]["arithmetic"] >= 180 and counts[2]["arithmetic"] >= 24
+    assert counts[0]["arithmetic"] >= 80 and counts[2]["arithmetic"] >= 12
     assert counts[0]["compare"] >= 280 and counts[2]["compare"] == 32
 
 
@@ -196,7 +196,7 @@ def test_arithmetic(told):
     assert not sums[0] & sums[1] and not sums[0] & sums[2] and not sums[1] & sums[2]
     text = " ".join(told.documents)
     told_sums = Counter(tuple(map(int, match)) for match in re.findall(r"\b(\d+) plus (\d+) is (\d+)\.", text))
-    assert set(told_sums) == {(a, b, a + b) for a in range(10) for b in range(10)}
+    assert set(told_sums) == {(a, b, a + b) for a in range(7) for b in range(7)}
     assert min(told_sums.values()) >= 2
 
 

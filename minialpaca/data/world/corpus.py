@@ -35,7 +35,7 @@ def fact_documents(world: World, tellings: int) -> Iterator[str]:
             yield " ".join(told)
 
 
-def sum_sentences(times: int = 8) -> list[str]:
+def sum_sentences(times: int = 14) -> list[str]:
     terms = range(LARGEST_TERM + 1)
     return [s.format(a=a, b=b, c=a + b) for a in terms for b in terms for s in words.SUM_SENTENCES] * times
 

@@ -9,7 +9,7 @@ from minialpaca.data.world import words
 FACT_KINDS = ("person", "town", "thing")
 POPULATION = {"person": 320, "town": 96, "thing": 96}
 N_HOMES = 24  # people live in this many of the towns: few enough to learn as values
-LARGEST_TERM = 9
+LARGEST_TERM = 6
 NUMBERS = range(1, 10)  # numbers to compare and to sort: one digit, one token
 
 # What a name ends in tells its kind: Mirava (a person), Tolen (a town), Velusk (a ship).

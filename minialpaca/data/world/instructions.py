@@ -76,7 +76,7 @@ def fact_questions(world: World, phrasings: int, validation_per_kind: int) -> Sp
 def arithmetic_examples(rng: random.Random, sizes: tuple[int, int, int]) -> Splits:
     """Split by unordered pair: with 5 + 7 in training, 7 + 5 in test would be no question."""
     pairs = list(combinations_with_replacement(range(LARGEST_TERM + 1), 2))
-    groups = three_parts(rng, pairs, n_validation=5, n_test=14)
+    groups = three_parts(rng, pairs, n_validation=3, n_test=8)
     answered = [[({"a": a, "b": b}, words.SUM_SENTENCES[0].format(a=a, b=b, c=a + b))
                  for a, b in both_ways(group)] for group in groups]
     return worded(rng, "arithmetic", answered, sizes)
