@@ -35,7 +35,7 @@ class Sampling:
             ("top_k", self.top_k >= 0, "must not be negative"),
             ("top_p", 0 <= self.top_p <= 1, "must lie in 0 … 1"),
             ("min_p", 0 <= self.min_p <= 1, "must lie in 0 … 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "must be positive"),
+            ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "must lie in 0.001 … 1000"),
             ("seed", self.seed >= 0, "must not be negative"),
         ):
             if not holds:

@@ -193,3 +193,9 @@ def test_a_rows_draws_do_not_depend_on_its_neighbours():
 def test_an_impossible_sampling_is_refused_by_name(name, value):
     with pytest.raises(UserError, match=rf"^{name} = "):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("penalty", [1e-44, 1e-4, 1e4, math.inf, math.nan])
+def test_a_penalty_that_would_overflow_is_refused(penalty):
+    with pytest.raises(UserError, match="repetition_penalty"):
+        Sampling(repetition_penalty=penalty)
