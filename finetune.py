@@ -44,9 +44,9 @@ def main(arguments: list[str]) -> None:
     scripts.show_parameters(model, device)
     watch = observer(tokenizer, questions(settings, task, tokenizer), settings.samples.max_new_tokens,
                      settings.model.max_seq_len)
-    state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch).fit()
+    state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2).fit()
 
-    best = state["best_val_loss"]
+    best = state["best"]
     print(f"\nbest validation loss {best:.4f} nats per response token: perplexity {math.exp(min(best, 700)):,.2f}")
     best_model, _ = run.load(folder, "best", device)
     if task.test_rows:
@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> None:
 def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainConfig | FinetuneConfig]:
     """`model` filled in from the base run, with this run's dropout and context."""
     base_settings = run.settings_of(Path(settings.base.run))
+    run.refuse_speechless(base_settings, settings.base.run)
     model = dataclasses.replace(base_settings.model, dropout=settings.base.dropout,
                                 max_seq_len=settings.base.max_seq_len or base_settings.model.max_seq_len)
     return dataclasses.replace(settings, model=model), base_settings

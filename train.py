@@ -9,19 +9,21 @@ The same command again continues a run that was stopped.
 
 import dataclasses
 import itertools
-import math
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from minialpaca import run, scripts
 from minialpaca.config import PretrainConfig
 from minialpaca.data import corpus
 from minialpaca.data.instructions import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
+from minialpaca.data.noise import ADDED, mask_tokens
 from minialpaca.errors import UserError, command
 from minialpaca.log import progress
 from minialpaca.model import Transformer
-from minialpaca.observe import observer
-from minialpaca.tasks.pretrain import CausalLM
+from minialpaca.observe import MaskObserver, Observer, SpanObserver, observer, spell
+from minialpaca.tasks.pretrain import TASKS, CorpusTask
 from minialpaca.tokenizer import Tokenizer
 from minialpaca.trainer import Trainer
 
@@ -39,19 +41,16 @@ def main(arguments: list[str]) -> None:
     tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
     settings = with_vocabulary(settings, tokenizer)
     scripts.show_settings(settings)
-    task = CausalLM(settings, tokenizer, folder / "tokens")
+    task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
     run.keep(folder, settings, tokenizer)
     print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")
 
     model = Transformer(settings.model, settings.run.seed).to(device)
     scripts.show_parameters(model, device)
-    watch = observer(tokenizer, beginnings(settings, task, tokenizer), settings.samples.max_new_tokens,
-                     settings.model.max_seq_len)
-    state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch).fit()
+    watch = watcher(settings, task, tokenizer)
+    state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2).fit()
 
-    best = state["best_val_loss"]
-    print(f"\nbest validation loss {best:.4f} nats per token: perplexity {math.exp(min(best, 700)):,.2f}, "
-          f"{task.bits_per_byte(best):.4f} bits per byte")
+    print(f"\nbest validation loss {task.describe(state['best'])}")
     best_model, _ = run.load(folder, "best", device)
     scripts.show_answers(watch.answers(best_model))
     print(f"\n{folder} holds the run; curves: tensorboard --logdir {folder}")
@@ -69,19 +68,33 @@ def make_tokenizer(settings: PretrainConfig) -> Tokenizer:
 
 
 def with_vocabulary(settings: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
-    given = settings.model.vocab_size
-    if given and given < tokenizer.vocab_size:
-        raise UserError(f"model.vocab_size = {given}: the tokenizer has {tokenizer.vocab_size} ids; set 0 or more than that")
-    model = dataclasses.replace(settings.model, vocab_size=given or tokenizer.vocab_size)
+    given, needed = settings.model.vocab_size, tokenizer.vocab_size + ADDED[settings.objective.name]
+    if given and given < needed:
+        raise UserError(f"model.vocab_size = {given}: tokenizer and objective have {needed} ids; set 0 or more than that")
+    model = dataclasses.replace(settings.model, vocab_size=given or needed)
     return dataclasses.replace(settings, model=model)
 
 
-def beginnings(settings: PretrainConfig, task: CausalLM, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
-    """Texts to go on from: the given ones, or the first tokens of the held-out text."""
+def watcher(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer) -> Observer:
+    """Shows how texts go on, or what is said about hidden parts of them."""
+    limit, context = settings.samples.max_new_tokens, settings.model.max_seq_len
+    if settings.objective.name == "causal":
+        return observer(tokenizer, beginnings(settings, task, tokenizer, 8), limit, context)
+    texts = [ids[:context] for _, ids in beginnings(settings, task, tokenizer, 32)]
+    if settings.objective.name == "masked":
+        noised = [mask_tokens(np.array(ids), settings.objective, task.vocabulary, 0, i)[0].tolist()
+                  for i, ids in enumerate(texts)]
+        return MaskObserver(tokenizer, [spell(tokenizer, ids) for ids in noised], noised, limit)
+    noised = [task.corrupt(np.array(ids), 0, i)[0].tolist() for i, ids in enumerate(texts) if len(ids) > 1]
+    return SpanObserver(tokenizer, [spell(tokenizer, ids) for ids in noised], noised, min(limit, context - 1))
+
+
+def beginnings(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer, n: int) -> list[tuple[str, list[int]]]:
+    """The given texts, or n tokens from here and there in the held-out text."""
     if settings.samples.prompts:
         return [(text, [tokenizer.bos, *tokenizer.encode(text)]) for text in settings.samples.prompts]
     spread = [i * len(task.val) // max(1, settings.samples.count) for i in range(settings.samples.count)]
-    taken = [task.val.ids[i:i + 8].tolist() for i in spread]
+    taken = [task.val.ids[i:i + n].tolist() for i in spread]
     return [(tokenizer.decode(ids), ids) for ids in taken if ids]
 
 

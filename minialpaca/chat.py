@@ -71,7 +71,9 @@ def main() -> None:
     sampling_arguments(parser)
     args = parser.parse_args()
     how = sampling_of(args)
-    if not isinstance(run.settings_of(Path(args.run)), FinetuneConfig):
+    settings = run.settings_of(Path(args.run))
+    run.refuse_speechless(settings, args.run)
+    if not isinstance(settings, FinetuneConfig):
         raise UserError(f"{args.run}: is a pretraining run and follows no instructions; give a finetune.py run, "
                         "or use python -m minialpaca.generate")
     if isinstance(sys.stdin, io.TextIOWrapper):

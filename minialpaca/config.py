@@ -7,6 +7,7 @@ impossible value an error that names the rule. The sentence under each field is 
 """
 
 import ast
+import codecs
 import dataclasses
 import difflib
 import inspect
@@ -80,7 +81,7 @@ class InstructionConfig:
     SECTION: typing.ClassVar[str] = "data"
 
     source: tuple[str, ...] = ("world",)
-    """Alpaca-form .json or .jsonl files, folders or globs, or `world[:SEED]` (the seed of the base run's world)."""
+    """Files, folders or globs: Alpaca-form .json or .jsonl, or for classification .csv, .tsv, .jsonl or .txt; or `world[:SEED]` (the seed of the base run's world)."""
     val_source: tuple[str, ...] = ()
     """Examples to validate on; where empty, `val_fraction` of `source` is held out (the world has its own split)."""
     test_source: tuple[str, ...] = ()
@@ -121,12 +122,14 @@ class TokenizerConfig:
 class ModelConfig:
     SECTION: typing.ClassVar[str] = "model"
 
+    architecture: str = "decoder"
+    """`decoder` (looks back: GPT, Llama), `encoder` (looks both ways: BERT) or `encoder_decoder` (T5)."""
     vocab_size: int = 0
-    """V, the number of token ids; 0 takes the tokenizer's."""
+    """V, the number of token ids; 0 takes the tokenizer's, and those that the objective adds."""
     d_model: int = 192
     """D, the width of the residual stream."""
     n_layers: int = 4
-    """The number of blocks."""
+    """The number of blocks, in each stack where there are two."""
     n_heads: int = 6
     """H, the number of query heads."""
     n_kv_heads: int = 0
@@ -161,6 +164,8 @@ class ModelConfig:
                  for name in ("d_model", "n_layers", "n_heads", "d_ff", "max_seq_len")}
         _check(self, whole)
         _check(self, {
+            "architecture": (self.architecture in ("decoder", "encoder", "encoder_decoder"),
+                             "use decoder, encoder or encoder_decoder"),
             "vocab_size": (self.vocab_size >= 0, "must not be negative"),
             "n_heads": (self.d_model % self.n_heads == 0, f"must divide model.d_model = {self.d_model}"),
             "n_kv_heads": (self.n_kv_heads >= 0 and self.n_heads % self.kv_heads == 0,
@@ -173,6 +178,112 @@ class ModelConfig:
         })
         _check(self, {"d_model": (self.d_head % 2 == 0,
                                   f"d_model / n_heads = {self.d_head} must be even: rotary positions turn pairs")})
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    SECTION: typing.ClassVar[str] = "objective"
+
+    name: str = "causal"
+    """What pretraining predicts: `causal` (the next token; a decoder), `masked` (hidden tokens; an encoder) or `span` (hidden stretches; an encoder_decoder)."""
+    noise_rate: float = 0.15
+    """The part of the tokens that is hidden (masked, span)."""
+    random_rate: float = 0.1
+    """masked: the part of the hidden tokens that shows another token instead of the mask."""
+    keep_rate: float = 0.1
+    """masked: the part of the hidden tokens that shows itself."""
+    mean_span: float = 3.0
+    """span: the mean length of a hidden stretch, in tokens."""
+
+    def __post_init__(self):
+        _check(self, {
+            "name": (self.name in ARCHITECTURE_OF, "use causal, masked or span"),
+            "noise_rate": (0 < self.noise_rate < 1, "must lie strictly between 0 and 1"),
+            "random_rate": (0 <= self.random_rate <= 1, "must lie in 0 … 1"),
+            "keep_rate": (0 <= self.keep_rate <= 1 - self.random_rate, "must lie in 0 … 1 − objective.random_rate"),
+            "mean_span": (1 <= self.mean_span < math.inf, "must be at least 1"),
+        })
+
+
+ARCHITECTURE_OF = {"causal": "decoder", "masked": "encoder", "span": "encoder_decoder"}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    SECTION: typing.ClassVar[str] = "loss"
+
+    l2: float = 0.0
+    """λ of L_adapt = L + λ‖θ‖₂², θ being all that is trained; AdamW's weight_decay is another thing (docs/LEDGER.md)."""
+    label_smoothing: float = 0.0
+    """The part of the target's probability that is spread evenly over all classes, in training."""
+    r_drop: float = 0.0
+    """α of R-Drop: how much two passes with different dropout have to agree; each step then takes two passes."""
+
+    def __post_init__(self):
+        _check(self, {
+            "l2": (0 <= self.l2 < math.inf, "must not be negative"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "must lie in 0 … 1"),
+            "r_drop": (0 <= self.r_drop < math.inf, "must not be negative"),
+        })
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    SECTION: typing.ClassVar[str] = "task"
+
+    name: str = "instruction"
+    """What is learned: `instruction` (to answer) or `classification` (to label texts; the section `classes` says how)."""
+
+    def __post_init__(self):
+        _check(self, {"name": (self.name in ("instruction", "classification"), "use instruction or classification")})
+
+
+@dataclass(frozen=True)
+class ClassesConfig:
+    SECTION: typing.ClassVar[str] = "classes"
+
+    text: tuple[str, ...] = ("text",)
+    """The column, or columns joined by a space, that hold the text; 1, 2, … where a table has no header."""
+    labels: tuple[str, ...] = ("label",)
+    """The columns that hold the labels: M label groups, one head each."""
+    several: tuple[str, ...] = ()
+    """Those of `labels` that hold any number of labels (multi-label), separated by `separator`."""
+    separator: str = "|"
+    """What stands between several labels of one cell."""
+    lines: str = ""
+    """For .txt: the pattern of a line, such as `{label} {text}` or `{text}@{label}`; a label holds no separator, a text may."""
+    header: bool = True
+    """Whether the first row of a .csv or .tsv names its columns."""
+    encoding: str = "utf-8"
+    """How the files are encoded, e.g. windows-1252; a byte-order mark is tolerated."""
+    test_fraction: float = 0.0
+    """The part of `data.source` held out for the test where `data.test_source` is empty, after the validation part."""
+    leaks: str = "drop"
+    """What happens to training and validation texts that stand in a later split too: `drop` from the earlier one, `keep` or `raise`; they are counted in any case."""
+    over_long: str = "truncate"
+    """What happens to a text longer than the context: `truncate` (its end is cut) or `raise`."""
+    pooling: str = "auto"
+    """Where a text's vector is read: `last` real token (a decoder), `first` or `mean` (an encoder); `auto` is last or mean."""
+
+    def __post_init__(self):
+        _check(self, {
+            "text": (bool(self.text), "name at least one column"),
+            "labels": (bool(self.labels) and len(set(self.labels)) == len(self.labels), "name at least one column, each once"),
+            "several": (set(self.several) <= set(self.labels), f"must be among classes.labels = {list(self.labels)}"),
+            "separator": (bool(self.separator), "must not be empty"),
+            "test_fraction": (0 <= self.test_fraction < 1, "must lie in 0 … 1"),
+            "leaks": (self.leaks in ("drop", "keep", "raise"), "use drop, keep or raise"),
+            "over_long": (self.over_long in ("truncate", "raise"), "use truncate or raise"),
+            "pooling": (self.pooling in ("auto", "last", "first", "mean"), "use auto, last, first or mean"),
+            "encoding": (_is_encoding(self.encoding), "is no encoding that Python knows; e.g. utf-8, windows-1252, gb18030"),
+        })
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        return bool(codecs.lookup(name)._is_text_encoding)
+    except (LookupError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -252,15 +363,19 @@ class TrainConfig:
     """Validation batches in one evaluation, always the same ones; 0 takes all."""
     save_every: int = 0
     """Steps between checkpoints besides those at evaluations; 0 for none."""
+    best_by: str = "val_loss"
+    """What makes a checkpoint the `best`: `val_loss`, or in classification `val_accuracy` or `val_macro_f1`."""
     patience: int = 0
-    """Stop early after this many evaluations without a better validation loss; 0 never does."""
+    """Stop early after this many evaluations without a better `best_by`; 0 never does."""
 
     def __post_init__(self):
         _check(self, {name: (getattr(self, name) >= 1, "must be at least 1")
                       for name in ("batch_size", "accumulation", "eval_every")})
         _check(self, {name: (getattr(self, name) >= 0, "must not be negative")
                       for name in ("steps", "eval_batches", "save_every", "patience")})
-        _check(self, {"epochs": (0 < self.epochs < math.inf, "must be positive")})
+        _check(self, {"epochs": (0 < self.epochs < math.inf, "must be positive"),
+                      "best_by": (self.best_by in ("val_loss", "val_accuracy", "val_macro_f1"),
+                                  "use val_loss, val_accuracy or val_macro_f1")})
 
 
 @dataclass(frozen=True)
@@ -287,9 +402,16 @@ class PretrainConfig:
     data: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     samples: SampleConfig = SampleConfig()
+
+    def __post_init__(self):
+        needed = ARCHITECTURE_OF[self.objective.name]
+        _check(self.objective, {"name": (self.model.architecture == needed, f"is for another architecture than model.architecture = "
+                                         f"{self.model.architecture!r}; set model.architecture={needed}")})
 
 
 @dataclass(frozen=True)
@@ -298,8 +420,11 @@ class FinetuneConfig:
 
     run: RunConfig = RunConfig(dir="runs/alpaca")
     base: BaseConfig = BaseConfig()
+    task: TaskConfig = TaskConfig()
     data: InstructionConfig = InstructionConfig()
+    classes: ClassesConfig = ClassesConfig()
     model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
     train: TrainConfig = TrainConfig(epochs=3.0)
     samples: SampleConfig = SampleConfig()

@@ -17,18 +17,18 @@ from minialpaca.cache import KVCache
 from minialpaca.config import FinetuneConfig
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError, command
-from minialpaca.model import Transformer
+from minialpaca.model import Source, Transformer
 from minialpaca.sampling import Sampling, choose
 from minialpaca.tokenizer import Tokenizer
 
 
 @torch.no_grad()
 def stream(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,
-           how: Sampling = Sampling()) -> Iterator[list[int | None]]:
+           how: Sampling = Sampling(), sources: list[Source] | None = None) -> Iterator[list[int | None]]:
     """At each step the new token of each row, None for rows that have ended; </s> ends a row and is given out.
 
     Prompts of different lengths are padded on the left; each row's result is what it would be alone.
-    max_new None: as many as the context has room for.
+    max_new None: as many as the context has room for. sources: for an encoder–decoder, what `model.encode` returned.
     """
     max_new = room(model, prompts, max_new)
     tokens_BT, real_BT = pad_left(prompts, model.embed.weight.device)
@@ -39,7 +39,7 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_n
     generators = [torch.Generator().manual_seed(how.seed + b) for b in range(len(prompts))]
     ended = [False] * len(prompts)
     for _ in range(max_new):
-        hidden_BTD = model.hidden(tokens_BT, real_BT, cache)
+        hidden_BTD = model.hidden(tokens_BT, real_BT, cache, sources=sources)
         next_B = choose(model.logits(hidden_BTD[:, -1]), seen_BV, how, generators)
         yield [None if over else token for over, token in zip(ended, next_B.tolist())]
         ended = [over or token == eos for over, token in zip(ended, next_B.tolist())]
@@ -50,10 +50,10 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_n
 
 
 def generate(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,
-             how: Sampling = Sampling()) -> list[list[int]]:
+             how: Sampling = Sampling(), sources: list[Source] | None = None) -> list[list[int]]:
     """The new tokens of each prompt, with </s> where a row came to its end."""
     answers: list[list[int]] = [[] for _ in prompts]
-    for tokens in stream(model, prompts, eos, max_new, how):
+    for tokens in stream(model, prompts, eos, max_new, how, sources):
         for answer, token in zip(answers, tokens):
             if token is not None:
                 answer.append(token)
@@ -137,7 +137,9 @@ def main() -> None:
     sampling_arguments(parser)
     args = parser.parse_args()
     how = sampling_of(args)
-    is_tuned = isinstance(run.settings_of(run.Path(args.run)), FinetuneConfig)
+    settings = run.settings_of(run.Path(args.run))
+    run.refuse_speechless(settings, args.run)
+    is_tuned = isinstance(settings, FinetuneConfig)
     model, tokenizer = run.load(args.run, args.checkpoint, run.pick_device(args.device))
     if args.input and not is_tuned:
         raise UserError(f"{args.run}: is a pretraining run, which knows no --input; give a finetune.py run")

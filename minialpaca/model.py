@@ -5,12 +5,16 @@
     xˡ⁺¹ = xˡ⁺½ + SwiGLU(RMSNorm(xˡ⁺½))          l = 0 … L−1
     logits = RMSNorm(xᴸ) W_headᵀ
 
+A decoder's attention looks back, an encoder's both ways; a decoder with an encoder beside it attends to the
+encoder's output between the two sub-layers.
+
 Tensor names end in their axes:
     B batch   T query position   S key position   D model width   V vocabulary
     H query heads   G key/value heads   K head width   P = K/2 rotary pairs   F feed-forward width
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +104,9 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions; with G = H it is multi-head attention."""
 
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig, causal: bool = True):
         super().__init__()
+        self.causal = causal
         self.n_heads, self.n_kv_heads, self.d_head = cfg.n_heads, cfg.kv_heads, cfg.d_head
         self.dropout, self.fused = cfg.dropout, cfg.attention == "fused"
         self.q_proj = nn.Linear(cfg.d_model, self.n_heads * self.d_head, bias=False)
@@ -112,13 +117,10 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], may_look: Tensor | None,
                 cache: LayerCache | None, maps: list[Tensor] | None) -> Tensor:
         q_BHTK = rotate(self._heads(self.q_proj(x_BTD), self.n_heads), *angles)
-        k_BGSK = rotate(self._heads(self.k_proj(x_BTD), self.n_kv_heads), *angles)
-        v_BGSK = self._heads(self.v_proj(x_BTD), self.n_kv_heads)
-        if cache is not None:
-            k_BGSK, v_BGSK = cache.extend(k_BGSK, v_BGSK)
-        mix_BHTK = self._attend(q_BHTK, self._for_each_query_head(k_BGSK), self._for_each_query_head(v_BGSK),
-                                may_look, maps)
-        return self.o_proj(mix_BHTK.transpose(1, 2).flatten(2))
+        k_BGTK = rotate(self._heads(self.k_proj(x_BTD), self.n_kv_heads), *angles)
+        v_BGTK = self._heads(self.v_proj(x_BTD), self.n_kv_heads)
+        k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if cache is None else cache.extend(k_BGTK, v_BGTK)
+        return self._join(self._attend(q_BHTK, k_BGSK, v_BGSK, may_look, maps))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
@@ -128,19 +130,47 @@ class Attention(nn.Module):
         group = self.n_heads // self.n_kv_heads
         return x_BGSK if group == 1 else x_BGSK.repeat_interleave(group, dim=1)
 
-    def _attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, may_look: Tensor | None,
+    def _join(self, mix_BHTK: Tensor) -> Tensor:
+        return self.o_proj(mix_BHTK.transpose(1, 2).flatten(2))
+
+    def _attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, may_look: Tensor | None,
                 maps: list[Tensor] | None) -> Tensor:
-        """may_look None: causal over one whole sequence, or a single new token, which may look at all."""
+        """may_look None: everything; where causal, one whole sequence, or a single new token, which may look at all."""
+        k_BHSK, v_BHSK = self._for_each_query_head(k_BGSK), self._for_each_query_head(v_BGSK)
         T, dropout = q_BHTK.shape[2], self.dropout if self.training else 0.0
         if self.fused and maps is None:
             return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=may_look, dropout_p=dropout,
-                                                  is_causal=may_look is None and T > 1)
-        if may_look is None:
+                                                  is_causal=self.causal and may_look is None and T > 1)
+        if may_look is None and self.causal:
             may_look = causal(k_BHSK.shape[2] - T, T, q_BHTK.device)
         mix_BHTK, map_BHTS = spelled_attention(q_BHTK, k_BHSK, v_BHSK, may_look, dropout)
         if maps is not None:
             maps.append(map_BHTS)
         return mix_BHTK
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a decoder sees of its encoder's output: one layer's keys and values, and which of them are real."""
+
+    k_BGSK: Tensor
+    v_BGSK: Tensor
+    may_look: Tensor | None
+
+
+class CrossAttention(Attention):
+    """Queries from the decoder, keys and values from the encoder's output; no positions. Vaswani et al. 2017, §3.2.3."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg, causal=False)
+
+    def source(self, output_BSD: Tensor, may_look: Tensor | None) -> Source:
+        return Source(self._heads(self.k_proj(output_BSD), self.n_kv_heads),
+                      self._heads(self.v_proj(output_BSD), self.n_kv_heads), may_look)
+
+    def forward(self, x_BTD: Tensor, source: Source, maps: list[Tensor] | None = None) -> Tensor:
+        q_BHTK = self._heads(self.q_proj(x_BTD), self.n_heads)
+        return self._join(self._attend(q_BHTK, source.k_BGSK, source.v_BGSK, source.may_look, maps))
 
 
 class MLP(nn.Module):
@@ -155,24 +185,48 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, cfg: ModelConfig):
+    """x ← x + Attention(RMSNorm(x)); x ← x + CrossAttention(RMSNorm(x), source), where there is one; x ← x + MLP(RMSNorm(x))"""
+
+    def __init__(self, cfg: ModelConfig, causal: bool, cross: bool = False):
         super().__init__()
         self.attn_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
-        self.attn = Attention(cfg)
+        self.attn = Attention(cfg, causal)
+        if cross:
+            self.cross_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+            self.cross = CrossAttention(cfg)
         self.mlp_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
         self.mlp = MLP(cfg)
         self.dropout = nn.Dropout(cfg.dropout)
 
     def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], may_look: Tensor | None,
-                cache: LayerCache | None = None, maps: list[Tensor] | None = None) -> Tensor:
+                cache: LayerCache | None = None, maps: list[Tensor] | None = None, source: Source | None = None) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attn(self.attn_norm(x_BTD), angles, may_look, cache, maps))
+        if source is not None:
+            x_BTD = x_BTD + self.dropout(self.cross(self.cross_norm(x_BTD), source))
         return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
 
 
-class Transformer(nn.Module):
-    """M_θ = Transformer(Input, Decoder)   [model.1]
+class Encoder(nn.Module):
+    """Blocks that look both ways: the left half of an encoder–decoder."""
 
-    Causal decoder: the logits at position t see the tokens 0 … t.
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(Block(cfg, causal=False) for _ in range(cfg.n_layers))
+        self.final_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+
+    def forward(self, x_BSD: Tensor, angles: tuple[Tensor, Tensor], may_look: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            x_BSD = layer(x_BSD, angles, may_look)
+        return self.final_norm(x_BSD)
+
+
+class Transformer(nn.Module):
+    """M_θ = Transformer(Input, Encoder, Decoder)   [model.1]
+
+    cfg.architecture says which stacks there are and so what the logits at position t see:
+        decoder           tokens 0 … t                                          GPT, Llama
+        encoder           all tokens                                            BERT
+        encoder_decoder   tokens 0 … t, and through the encoder all of a source  Vaswani et al. 2017, T5
     """
 
     def __init__(self, cfg: ModelConfig, seed: int = 0):
@@ -180,51 +234,80 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.dropout = nn.Dropout(cfg.dropout)
-        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.causal, self.two_stacks = cfg.architecture != "encoder", cfg.architecture == "encoder_decoder"
+        if self.two_stacks:
+            self.encoder = Encoder(cfg)
+        self.layers = nn.ModuleList(Block(cfg, self.causal, cross=self.two_stacks) for _ in range(cfg.n_layers))
         self.final_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
         self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
         if cfg.tie_embeddings:
             self.lm_head.weight = self.embed.weight
         self._initialise(torch.Generator().manual_seed(seed))
 
-    def forward(self, tokens_BT: Tensor, real_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, real_BT: Tensor | None = None, cache: KVCache | None = None,
+                sources: list[Source] | None = None) -> Tensor:
         """logits (B, T, V), in fp32 at least.
 
         real_BT: False on padding, left or right or anywhere; None where there is none. What stands on
-        padding changes nothing elsewhere. cache: the tokens follow those already in it.
+        padding changes nothing elsewhere. cache: the tokens follow those already in it. sources: what
+        `encode` made of the source, for an encoder–decoder.
         """
-        return self.logits(self.hidden(tokens_BT, real_BT, cache))
+        return self.logits(self.hidden(tokens_BT, real_BT, cache, sources=sources))
 
     def hidden(self, tokens_BT: Tensor, real_BT: Tensor | None = None, cache: KVCache | None = None,
-               maps: list[Tensor] | None = None) -> Tensor:
+               maps: list[Tensor] | None = None, sources: list[Source] | None = None) -> Tensor:
         """The last layer's normed output (B, T, D). `maps` collects the attention map of each layer."""
+        if self.two_stacks != (sources is not None):
+            raise ValueError(f"architecture {self.cfg.architecture!r} with{'out' * (sources is None)} sources")
         places, may_look = self._view(tokens_BT, real_BT, cache)
         x_BTD = self.dropout(self.embed(tokens_BT))
-        places = places.double() if x_BTD.dtype == torch.float64 else places  # then float64 throughout
-        angles = tuple(a.unsqueeze(-3) for a in rotary_angles(places, self.cfg.d_head, self.cfg.rope_theta))
+        angles = self._angles(places, x_BTD)
         for i, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, angles, may_look, cache.layer(i) if cache else None, maps)
+            x_BTD = layer(x_BTD, angles, may_look, cache.layer(i) if cache else None, maps,
+                          sources[i] if sources else None)
         if cache:
             cache.advance(tokens_BT.shape[1])
         return self.final_norm(x_BTD)
+
+    def encode(self, source_BS: Tensor, real_BS: Tensor | None = None) -> list[Source]:
+        """The encoder's output as keys and values for each layer of the decoder: computed once, however long it speaks."""
+        places, may_look = self._both_ways(source_BS, real_BS)
+        x_BSD = self.dropout(self.embed(source_BS))
+        output_BSD = self.encoder(x_BSD, self._angles(places, x_BSD), may_look)
+        return [layer.cross.source(output_BSD, may_look) for layer in self.layers]
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self.lm_head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def _angles(self, places: Tensor, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        places = places.double() if x_BTD.dtype == torch.float64 else places  # then float64 throughout
+        return tuple(a.unsqueeze(-3) for a in rotary_angles(places, self.cfg.d_head, self.cfg.rope_theta))
+
     def _view(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor | None]:
-        """Each token's position and what it may look at; None stands for plain causal."""
+        """Each token's position and what it may look at; None stands for plain causal, or for everything."""
+        if not self.causal:
+            return self._both_ways(tokens_BT, real_BT)
         T, device = tokens_BT.shape[1], tokens_BT.device
         offset = cache.length if cache else 0
-        limit = cache.max_len if cache else self.cfg.max_seq_len
-        if offset + T > limit:
-            raise ValueError(f"{offset} + {T} tokens do not fit the context of {limit}")
+        self._refuse_overflow(offset, T, cache.max_len if cache else self.cfg.max_seq_len)
         real_BS = cache.note_real(real_BT, T) if cache else real_BT
         if real_BS is None:
             places_T = torch.arange(offset, offset + T, device=device)
             return places_T, causal(offset, T, device) if offset and T > 1 else None
         places_BT = (real_BS.cumsum(-1) - 1).clamp(min=0)[:, offset:]
         return places_BT, _causal_among_real(real_BS, offset, T)[:, None]
+
+    def _both_ways(self, tokens_BT: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Every query may look at every real key; each row needs one."""
+        self._refuse_overflow(0, tokens_BT.shape[1], self.cfg.max_seq_len)
+        if real_BT is None:
+            return torch.arange(tokens_BT.shape[1], device=tokens_BT.device), None
+        return (real_BT.cumsum(-1) - 1).clamp(min=0), real_BT[:, None, None]
+
+    def _refuse_overflow(self, offset: int, new: int, limit: int) -> None:
+        if offset + new > limit:
+            raise ValueError(f"{offset} + {new} tokens do not fit the context of {limit}")
 
     def _initialise(self, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -249,11 +332,13 @@ def init_std(cfg: ModelConfig, name: str) -> float | None:
 
     Embeddings 0.02, as in GPT-2. Matrices 1/√D, so that a product with a normed x has variance 1 at any width;
     GPT-2's 0.02 for them too leaves attention scores near 0 and delays copying and recall (docs/LOG.md).
-    The 2L projections that write into the residual stream share its growth: 1/√(2L). Radford et al. 2019, §2.3.
+    The n projections that write into a residual stream share its growth: 1/√n, n = 2L, or 3L in a decoder
+    with cross-attention. Radford et al. 2019, §2.3.
     """
     role, matrix = name.split(".")[-2], 1 / math.sqrt(cfg.d_model)
+    per_layer = 3 if cfg.architecture == "encoder_decoder" and not name.startswith("encoder.") else 2
     table = dict.fromkeys(("embed", "lm_head"), cfg.init_std)
     table |= dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), matrix)
-    table |= dict.fromkeys(("o_proj", "down_proj"), matrix / math.sqrt(2 * cfg.n_layers))
-    table |= dict.fromkeys(("attn_norm", "mlp_norm", "final_norm"))
+    table |= dict.fromkeys(("o_proj", "down_proj"), matrix / math.sqrt(per_layer * cfg.n_layers))
+    table |= dict.fromkeys(("attn_norm", "cross_norm", "mlp_norm", "final_norm"))
     return table[role]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minialpaca.generate import answer_all
+from minialpaca.generate import answer_all, generate
 from minialpaca.log import RunLog
 from minialpaca.model import Transformer
 from minialpaca.tokenizer import Tokenizer
@@ -34,9 +34,46 @@ class Observer:
     def answers(self, model: Transformer) -> list[tuple[str, str]]:
         was_training = model.training
         model.eval()
-        answers = answer_all(model, self.tokenizer, self.prompts, self.max_new)
+        with torch.no_grad():
+            answers = self.reply(model)
         model.train(was_training)
         return list(zip(self.questions, answers))
+
+    def reply(self, model: Transformer) -> list[str]:
+        return answer_all(model, self.tokenizer, self.prompts, self.max_new)
+
+
+@dataclass(frozen=True)
+class MaskObserver(Observer):
+    """The prompts hold masks; the answers have the likeliest tokens in their place."""
+
+    def reply(self, model: Transformer) -> list[str]:
+        mask = self.tokenizer.vocab_size
+        filled = []
+        for ids in self.prompts:
+            best_T = model(torch.tensor([ids], device=model.embed.weight.device))[0].argmax(-1).tolist()
+            filled.append(spell(self.tokenizer, [b if i == mask else i for i, b in zip(ids, best_T)]))
+        return filled
+
+
+@dataclass(frozen=True)
+class SpanObserver(Observer):
+    """The prompts are sources with sentinels; the answers say what stands behind each."""
+
+    def reply(self, model: Transformer) -> list[str]:
+        device, said = model.embed.weight.device, []
+        for ids in self.prompts:
+            sources = model.encode(torch.tensor([ids], device=device))
+            answer, = generate(model, [[self.tokenizer.bos]], self.tokenizer.eos, self.max_new, sources=sources)
+            said.append(spell(self.tokenizer, answer))
+        return said
+
+
+def spell(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids, those behind the vocabulary (mask, sentinels) as ⟨0⟩, ⟨1⟩, …"""
+    parts = [tokenizer.piece_bytes[i] if i < tokenizer.vocab_size else f" ⟨{i - tokenizer.vocab_size}⟩".encode()
+             for i in ids]
+    return b"".join(parts).decode("utf-8", errors="replace").removeprefix(" ")
 
 
 def observer(tokenizer: Tokenizer, asked: Sequence[tuple[str, list[int]]], max_new: int, context: int) -> Observer:
@@ -54,7 +91,9 @@ def attention_picture(model: Transformer, ids: Sequence[int]) -> np.ndarray:
     was_training = model.training
     model.eval()
     maps: list[Tensor] = []
-    model.hidden(torch.tensor([list(ids)], device=model.embed.weight.device), maps=maps)
+    tokens_BT = torch.tensor([list(ids)], device=model.embed.weight.device)
+    sources = model.encode(tokens_BT) if model.two_stacks else None  # then the decoder's, reading the source itself
+    model.hidden(tokens_BT, maps=maps, sources=sources)
     model.train(was_training)
     layers = [np.concatenate([_tile(head) for head in layer_1HTS[0].float().cpu().numpy()], axis=1)
               for layer_1HTS in maps]

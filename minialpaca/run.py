@@ -58,6 +58,13 @@ def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
     return config.load(form, folder / CONFIG)
 
 
+def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | Path) -> None:
+    """Only a decoder goes on with a text."""
+    if settings.model.architecture != "decoder":
+        raise UserError(f"{folder}: holds an {settings.model.architecture}, which does not go on with a text; "
+                        "give a run with model.architecture = decoder")
+
+
 def load(folder: str | Path, which: str = "best", device: torch.device | str = "cpu",
          **changes) -> tuple[Transformer, Tokenizer]:
     """The model of a run, ready to answer, and its tokenizer. `changes` go to its ModelConfig (dropout, context)."""

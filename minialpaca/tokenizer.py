@@ -113,6 +113,10 @@ class Tokenizer:
             yield utf8.decode(data)
         yield utf8.decode(b"", final=True)
 
+    def is_control(self, i: int) -> bool:
+        """Whether no text encodes to this id: <s>, </s>, <pad>, <unk>."""
+        return self._pieces.is_control(i) or self._pieces.is_unknown(i)
+
     def save(self, path: Path) -> None:
         path.write_bytes(self.model)
 

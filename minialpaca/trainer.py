@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minialpaca import checkpoint
 from minialpaca.config import OptimConfig, TrainConfig
@@ -14,41 +14,41 @@ from minialpaca.data.batch import Batch
 from minialpaca.data.order import raw
 from minialpaca.errors import UserError
 from minialpaca.log import RunLog, progress
-from minialpaca.model import Transformer
+from minialpaca.objectives import squared_norm
 from minialpaca.optim import build_adamw, clip_by_global_norm, learning_rate
 from minialpaca.tasks import Task
 
-Observer = Callable[[Transformer, RunLog, int], None]  # shows sample answers and attention maps at an evaluation
+Observer = Callable[[nn.Module, RunLog, int], None]  # shows sample answers and attention maps at an evaluation
 
 
-def evaluate(model: Transformer, task: Task, device: torch.device) -> float:
-    """Mean loss per supervised token over the validation batches, without dropout; the mode is put back."""
+def evaluate(model: nn.Module, task: Task, device: torch.device) -> dict[str, float]:
+    """What the task measures on its validation data, without dropout; the mode is put back."""
     was_training = model.training
     model.eval()
-    total, n = 0.0, 0
     with torch.no_grad():
-        for batch in task.validation():
-            total += task.loss_sum(model, batch.to(device)).item()
-            n += batch.n_supervised
+        measured = task.evaluate(model, device)
     model.train(was_training)
-    if n == 0:
-        raise UserError("the validation data has no supervised token; give more of it")
-    return total / n
+    return measured
 
 
 class Trainer:
-    """Minimises a task's loss over the trainable parameters of a model:  θ̂ = argmin_θ L(M_θ, D)   [adapt.0]"""
+    """Minimises a task's loss over the trainable parameters of a model:  θ̂ = argmin_θ L(M_θ, D)   [adapt.0]
 
-    def __init__(self, model: Transformer, task: Task, optim: OptimConfig, train: TrainConfig, seed: int,
-                 folder: Path, observe: Observer = lambda model, log, step: None):
-        self.model, self.task, self.optim, self.train = model, task, optim, train
+    With `l2` = λ > 0 it minimises L_adapt = L + λ‖θ‖₂²   [adapt.1]; the log has the two terms apart.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, optim: OptimConfig, train: TrainConfig, seed: int,
+                 folder: Path, observe: Observer = lambda model, log, step: None, l2: float = 0.0):
+        self.model, self.task, self.optim, self.train, self.l2 = model, task, optim, train, l2
+        if train.best_by not in task.measures:
+            raise UserError(f"train.best_by = {train.best_by!r}: this task measures {', '.join(task.measures)}")
         self.seed, self.folder, self.observe = seed, folder, observe
         self.device = next(model.parameters()).device
         self.optimizer = build_adamw(model, optim)
         self.total_batches = (train.steps * train.accumulation if train.steps
                               else max(1, round(train.epochs * task.batches_per_epoch())))
         self.total_steps = math.ceil(self.total_batches / train.accumulation)
-        self.state = {"step": 0, "best_val_loss": math.inf, "evaluations_without_gain": 0, "stopped_early": False}
+        self.state = {"step": 0, "best": None, "evaluations_without_gain": 0, "stopped_early": False}
 
     # ── the whole run ────────────────────────────────────────────────────────────────────────────
 
@@ -74,14 +74,16 @@ class Trainer:
         if n_supervised == 0:
             raise UserError(f"step {step + 1}: no supervised token in its {len(batches)} micro-batches")
         loss = self._backward(batches, n_supervised)                             # 3. gradient of the mean over it
-        grad_norm = clip_by_global_norm(self.model.parameters(), self.optim.clip_norm)  # 4. clip, all together
-        self._refuse_nonfinite(loss, grad_norm, step)                            # 5. nothing broken reaches a weight
-        lr = self._set_lr(step)                                                  # 6. the schedule's rate
-        self.optimizer.step()                                                    # 7. update
-        self.optimizer.zero_grad(set_to_none=True)                               # 8. forget the gradient
+        penalty = self._backward_l2() if self.l2 else None                       # 4. and of λ‖θ‖², once a step
+        grad_norm = clip_by_global_norm(self.model.parameters(), self.optim.clip_norm)  # 5. clip, all together
+        self._refuse_nonfinite(loss, grad_norm, step)                            # 6. nothing broken reaches a weight
+        lr = self._set_lr(step)                                                  # 7. the schedule's rate
+        self.optimizer.step()                                                    # 8. update
+        self.optimizer.zero_grad(set_to_none=True)                               # 9. forget the gradient
         self.state["step"] = step + 1
         seconds = time.perf_counter() - started
-        return {"step": step + 1, "loss": loss.item(), "lr": lr, "grad_norm": grad_norm.item(),
+        return {"step": step + 1, "loss": loss.item(), **({"l2": penalty.item()} if self.l2 else {}), "lr": lr,
+                "grad_norm": grad_norm.item(),
                 "tokens_per_s": round(sum(batch.n_tokens for batch in batches) / seconds, 1)}
 
     # ── parts of a step ──────────────────────────────────────────────────────────────────────────
@@ -103,6 +105,12 @@ class Trainer:
             total += loss.detach()
         return total
 
+    def _backward_l2(self) -> Tensor:
+        """Adds the gradient of λ‖θ‖₂², θ being all that is trained; a tied matrix counts once."""
+        penalty = self.l2 * squared_norm(p for p in self.model.parameters() if p.requires_grad)
+        penalty.backward()
+        return penalty.detach()
+
     def _set_lr(self, step: int) -> float:
         lr = learning_rate(self.optim, step, self.total_steps)
         for group in self.optimizer.param_groups:
@@ -123,18 +131,19 @@ class Trainer:
         step, is_last = record["step"], record["step"] == self.total_steps
         improved, evaluated = False, step % self.train.eval_every == 0 or is_last
         if evaluated:
-            record["val_loss"] = evaluate(self.model, self.task, self.device)
-            improved = self._judge(record["val_loss"])
+            record |= evaluate(self.model, self.task, self.device)
+            improved = self._judge(record[self.train.best_by])
             self.observe(self.model, self.log, step)
         self.log.metrics(record)
         self._show(record, improved)
         if evaluated or (self.train.save_every and step % self.train.save_every == 0):
             self._save(improved)
 
-    def _judge(self, val_loss: float) -> bool:
-        improved = val_loss < self.state["best_val_loss"]
+    def _judge(self, value: float) -> bool:
+        best, lower = self.state["best"], self.train.best_by == "val_loss"
+        improved = math.isfinite(value) and (best is None or (value < best if lower else value > best))
         if improved:
-            self.state["best_val_loss"], self.state["evaluations_without_gain"] = val_loss, 0
+            self.state["best"], self.state["evaluations_without_gain"] = value, 0
         else:
             self.state["evaluations_without_gain"] += 1
         patience = self.train.patience
@@ -147,10 +156,11 @@ class Trainer:
             self.bar.update()
         if "val_loss" in record:
             train_loss = f"train loss {record['loss']:.4f}, " if "loss" in record else ""
+            others = "".join(f", {name[4:].replace('_', ' ')} {record[name]:.4f}" for name in self.task.measures[1:])
             self.bar.write(f"step {record['step']:>6,} of {self.total_steps:,}: {train_loss}"
-                           f"validation loss {record['val_loss']:.4f}{' (best)' if improved else ''}")
+                           f"validation loss {record['val_loss']:.4f}{others}{' (best)' if improved else ''}")
         if self.state["stopped_early"]:
-            self.bar.write(f"stopped early: {self.train.patience} evaluations without a better validation loss")
+            self.bar.write(f"stopped early: {self.train.patience} evaluations without a better {self.train.best_by}")
 
     def _save(self, improved: bool) -> None:
         self.log.flush()

@@ -12,7 +12,7 @@ import torch
 from minialpaca import checkpoint
 from minialpaca.errors import UserError
 
-STATE = {"step": 1, "best_val_loss": 2.5, "tokenizer": "ab"}
+STATE = {"step": 1, "best": 2.5, "tokenizer": "ab"}
 
 
 def save(run, step, best=False, value=None):
@@ -38,7 +38,7 @@ def folders(run):
 def test_what_was_saved_comes_back_to_the_bit(tmp_path):
     exact = {"a": torch.randn(50, 7, generator=torch.Generator().manual_seed(0)), "b": torch.tensor([1, -2**62]),
              "c": torch.tensor([float("inf"), 1e-45])}
-    state = {"step": 3, "best_val_loss": 1 / 3, "stopped_early": False}
+    state = {"step": 3, "best": 1 / 3, "stopped_early": False}
     place = checkpoint.save(tmp_path, 3, {"model": exact, "optimizer": {"m": exact["a"] * 2}}, state, best=True)
     assert place == checkpoint.find(tmp_path, "last") == checkpoint.find(tmp_path, "best")
     checkpoint.verify(place)
@@ -51,8 +51,8 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
 
 
 def test_an_infinite_best_loss_comes_back(tmp_path):
-    place = checkpoint.save(tmp_path, 0, {}, {"best_val_loss": float("inf")}, best=False)
-    assert checkpoint.read_state(place) == {"best_val_loss": float("inf")}
+    place = checkpoint.save(tmp_path, 0, {}, {"best": float("inf")}, best=False)
+    assert checkpoint.read_state(place) == {"best": float("inf")}
 
 
 def test_nothing_saved_yet_is_none(tmp_path):

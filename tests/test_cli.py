@@ -133,7 +133,7 @@ BAD_SETTINGS = {
     "run.device=tpu": ["run.device = 'tpu': use auto, cpu"],
     "run.device=cuda:99": ["this machine has"],
     "data.val_fraction=1": ["data.val_fraction = 1.0: must lie strictly"],
-    "model.vocab_size=300": ["model.vocab_size = 300: the tokenizer has"],
+    "model.vocab_size=300": ["model.vocab_size = 300: tokenizer and objective have"],
     "tokenizer.path=/nowhere.model": ["/nowhere.model: tokenizer cannot be read: no such file"],
     "lr=1": ["'lr=1' is no override; write section.key=value"],
     "other.toml": ["give at most one config file"],

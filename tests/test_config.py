@@ -12,14 +12,18 @@ from hypothesis import strategies as st
 from minialpaca import config
 from minialpaca.config import (
     BaseConfig,
+    ClassesConfig,
     CorpusConfig,
     FinetuneConfig,
     InstructionConfig,
+    LossConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
     RunConfig,
     SampleConfig,
+    TaskConfig,
     TokenizerConfig,
     TrainConfig,
     load,
@@ -28,8 +32,8 @@ from minialpaca.config import (
 from minialpaca.errors import UserError
 
 FORMS = (PretrainConfig, FinetuneConfig)
-SECTIONS = (RunConfig, CorpusConfig, InstructionConfig, TokenizerConfig, ModelConfig, BaseConfig, OptimConfig,
-            TrainConfig, SampleConfig)
+SECTIONS = (RunConfig, CorpusConfig, InstructionConfig, TokenizerConfig, ModelConfig, ObjectiveConfig, LossConfig,
+            TaskConfig, ClassesConfig, BaseConfig, OptimConfig, TrainConfig, SampleConfig)
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
 
@@ -192,7 +196,7 @@ IMPOSSIBLE = {
     CorpusConfig: {"source": [()], "val_fraction": [0.0, 1.0, -0.1, math.nan], "documents": ["", " "]},
     InstructionConfig: {"source": [()], "val_fraction": [1.0, -0.1, math.nan], "over_long": ["cut", ""]},
     TokenizerConfig: {"kind": ["word", ""], "vocab_size": [0, 263, 1_000_001]},
-    ModelConfig: {"vocab_size": [-1], "d_model": [0, -6], "n_layers": [0], "n_heads": [0, -1, 7],
+    ModelConfig: {"architecture": ["gpt", ""], "vocab_size": [-1], "d_model": [0, -6], "n_layers": [0], "n_heads": [0, -1, 7],
                   "n_kv_heads": [-1, 4, 12], "d_ff": [0], "max_seq_len": [0], "dropout": [-0.1, 1.0, math.nan],
                   "rope_theta": [1.0, 0.0, math.inf, math.nan], "norm_eps": [0.0, 1.0, math.nan],
                   "init_std": [0.0, -1.0, math.inf, math.nan], "attention": ["flash", ""]},
@@ -202,7 +206,16 @@ IMPOSSIBLE = {
                   "beta2": [1.0, -0.1, math.nan], "adam_eps": [0.0, 1.0, math.nan],
                   "clip_norm": [-1.0, math.inf, math.nan]},
     TrainConfig: {"steps": [-1], "epochs": [0.0, -1.0, math.inf, math.nan], "batch_size": [0], "accumulation": [0],
-                  "eval_every": [0], "eval_batches": [-1], "save_every": [-1], "patience": [-1]},
+                  "eval_every": [0], "eval_batches": [-1], "save_every": [-1], "best_by": ["loss", ""],
+                  "patience": [-1]},
+    ObjectiveConfig: {"name": ["mlm", ""], "noise_rate": [0.0, 1.0, math.nan], "random_rate": [-0.1, 1.1, math.nan],
+                      "keep_rate": [-0.1, 0.95, math.nan], "mean_span": [0.9, math.inf, math.nan]},
+    LossConfig: {"l2": [-1.0, math.inf, math.nan], "label_smoothing": [-0.1, 1.0, math.nan],
+                 "r_drop": [-0.1, math.inf, math.nan]},
+    TaskConfig: {"name": ["chat", ""]},
+    ClassesConfig: {"text": [()], "labels": [(), ("a", "a")], "several": [("x",)], "separator": [""],
+                    "test_fraction": [1.0, -0.1, math.nan], "leaks": ["", "warn"], "over_long": ["drop", ""],
+                    "pooling": ["max", ""], "encoding": ["utf-9", "", "base64", "a\0b"]},
     SampleConfig: {"count": [-1], "max_new_tokens": [0]},
 }
 
@@ -219,7 +232,7 @@ def test_every_field_that_can_be_impossible_is_in_the_table():
     free = {f"{s.__name__}.{f.name}" for s in SECTIONS for f in dataclasses.fields(s) if f.name not in IMPOSSIBLE[s]}
     assert free == {"CorpusConfig.val_source", "CorpusConfig.text_field", "InstructionConfig.val_source",
                     "InstructionConfig.test_source", "TokenizerConfig.path", "ModelConfig.tie_embeddings",
-                    "SampleConfig.prompts"}
+                    "SampleConfig.prompts", "ClassesConfig.lines", "ClassesConfig.header"}
 
 
 def test_odd_head_widths_are_refused():

@@ -15,7 +15,7 @@ from minialpaca.errors import UserError
 from minialpaca.model import Transformer
 from minialpaca.objectives import IGNORE
 from minialpaca.optim import learning_rate
-from minialpaca.tasks import next_token_loss
+from minialpaca.tasks import Task, next_token_loss
 from minialpaca.trainer import Trainer, evaluate
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def ragged(n, seed=0):
     return rows
 
 
-class Ragged:
+class Ragged(Task):
     """A task over given rows, in their order, epoch after epoch."""
 
     tokenizer_sha256 = "no tokenizer"
@@ -86,7 +86,7 @@ def test_evaluation_is_the_mean_over_tokens_without_dropout_and_puts_the_mode_ba
     dropping = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.5})).double().train(training)
     losses = spelled_losses(plain.eval(), rows)
     wanted = sum(losses).item() / len(losses)
-    assert evaluate(dropping, Ragged(rows, 1, rows, 5), CPU) == pytest.approx(wanted, rel=1e-12)
+    assert evaluate(dropping, Ragged(rows, 1, rows, 5), CPU)["val_loss"] == pytest.approx(wanted, rel=1e-12)
     assert all(module.training is training for module in dropping.modules())
     means = [sum(one).item() / len(one) for row in rows if (one := spelled_losses(plain, [row]))]
     assert abs(sum(means) / len(means) - wanted) > 1e-3  # the mean of the rows' means would be another number
@@ -94,7 +94,7 @@ def test_evaluation_is_the_mean_over_tokens_without_dropout_and_puts_the_mode_ba
 
 def test_evaluation_does_not_depend_on_the_batch_size_or_the_neighbours():
     rows, model = ragged(24), Transformer(MODEL).double()
-    values = [evaluate(model, Ragged(rows, 1, order, size), CPU) for size in (1, 5, 16, 24)
+    values = [evaluate(model, Ragged(rows, 1, order, size), CPU)["val_loss"] for size in (1, 5, 16, 24)
               for order in (rows, rows[::-1])]
     assert values == pytest.approx([values[0]] * 8, rel=1e-12)
 
@@ -244,7 +244,7 @@ def test_a_non_finite_loss_or_gradient_stops_before_the_update(tmp_path, how):
 
 def scripted(monkeypatch, losses):
     values = iter(losses)
-    monkeypatch.setattr(trainer, "evaluate", lambda model, task, device: next(values))
+    monkeypatch.setattr(trainer, "evaluate", lambda model, task, device: {"val_loss": next(values)})
 
 
 def test_the_log_holds_the_schedule_and_each_step_once(tmp_path):
@@ -266,8 +266,8 @@ def test_best_is_the_lowest_and_last_is_the_last(tmp_path, monkeypatch):
     run = make(tmp_path, Ragged(ragged(8), 2), steps=5, eval_every=1)
     state = run.fit()
     assert checkpoint.find(tmp_path, "best").name == "step-000003" and checkpoint.find(tmp_path).name == "step-000005"
-    assert state["best_val_loss"] == 3.0 and not state["stopped_early"] and state["evaluations_without_gain"] == 2
-    assert checkpoint.read_state(checkpoint.find(tmp_path))["best_val_loss"] == 3.0
+    assert state["best"] == 3.0 and not state["stopped_early"] and state["evaluations_without_gain"] == 2
+    assert checkpoint.read_state(checkpoint.find(tmp_path))["best"] == 3.0
     best = checkpoint.read_tensors(checkpoint.find(tmp_path, "best"), "model")
     assert any(not torch.equal(best[name], p) for name, p in run.model.state_dict().items())
 

@@ -1,5 +1,6 @@
 """What a model trains on: token ids, and labels that say which of them are learned."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,32 +10,76 @@ from torch import Tensor
 from minialpaca.objectives import IGNORE, next_token_pairs
 
 
+class OnDevice:
+    """A dataclass whose tensors travel together."""
+
+    def to(self, device: torch.device):
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+                   if isinstance(getattr(self, f.name), Tensor)}
+        return dataclasses.replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(OnDevice):
     """tokens_BT and labels_BT stand side by side, unshifted; padding is on the right and labelled IGNORE."""
 
     tokens_BT: Tensor
     labels_BT: Tensor
-    supervised_N: Tensor  # where, in the flattened (B, T − 1) targets, something is learned
+    supervised_N: Tensor  # where, in the flattened targets ((B, T − 1) once shifted), something is learned
     n_tokens: int         # tokens that are no padding
 
     @property
     def n_supervised(self) -> int:
         return len(self.supervised_N)
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(self.tokens_BT.to(device, non_blocking=True), self.labels_BT.to(device, non_blocking=True),
-                     self.supervised_N.to(device, non_blocking=True), self.n_tokens)
+
+@dataclass(frozen=True)
+class MaskedBatch(Batch):
+    """For an encoder: labels are not shifted, and padding has to be told, because it could be looked at."""
+
+    real_BT: Tensor
+
+
+@dataclass(frozen=True)
+class SourceBatch(Batch):
+    """For an encoder–decoder: the source beside what is to be said about it."""
+
+    source_BS: Tensor
+    real_BS: Tensor
+
+
+def fill_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """(tokens, which of them are real): rows filled up on the right to the longest."""
+    longest = max(map(len, rows))
+    tokens_BT = torch.full((len(rows), longest), pad)
+    real_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for b, ids in enumerate(rows):
+        tokens_BT[b, :len(ids)] = torch.as_tensor(ids)
+        real_BT[b, :len(ids)] = True
+    return tokens_BT, real_BT
 
 
 def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Batch:
     """(ids, labels) of each row, filled up on the right to the longest."""
-    longest = max(len(ids) for ids, _ in rows)
-    tokens_BT = torch.full((len(rows), longest), pad)
-    labels_BT = torch.full((len(rows), longest), IGNORE)
-    for b, (ids, labels) in enumerate(rows):
-        tokens_BT[b, :len(ids)] = torch.as_tensor(ids)
-        labels_BT[b, :len(labels)] = torch.as_tensor(labels)
+    tokens_BT, real_BT = fill_right([ids for ids, _ in rows], pad)
+    labels_BT, _ = fill_right([labels for _, labels in rows], IGNORE)
     targets = next_token_pairs(tokens_BT, labels_BT)[1]
-    supervised_N = (targets.flatten() != IGNORE).nonzero().flatten()
-    return Batch(tokens_BT, labels_BT, supervised_N, sum(len(ids) for ids, _ in rows))
+    return Batch(tokens_BT, labels_BT, supervised(targets), int(real_BT.sum()))
+
+
+def collate_masked(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> MaskedBatch:
+    """(noised ids, labels) of each row."""
+    tokens_BT, real_BT = fill_right([ids for ids, _ in rows], pad)
+    labels_BT, _ = fill_right([labels for _, labels in rows], IGNORE)
+    return MaskedBatch(tokens_BT, labels_BT, supervised(labels_BT), int(real_BT.sum()), real_BT)
+
+
+def collate_sources(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> SourceBatch:
+    """(source ids, target ids) of each row; the target's first id is given, the others are learned."""
+    source_BS, real_BS = fill_right([source for source, _ in rows], pad)
+    b = collate([(target, target) for _, target in rows], pad)
+    return SourceBatch(b.tokens_BT, b.labels_BT, b.supervised_N, b.n_tokens + int(real_BS.sum()), source_BS, real_BS)
+
+
+def supervised(targets: Tensor) -> Tensor:
+    return (targets.flatten() != IGNORE).nonzero().flatten()

@@ -1,16 +1,21 @@
-"""A task = data + head + loss. The trainer knows it through this interface alone."""
+"""A task = data + head + loss + what is measured. The trainer knows it through this interface alone."""
 
 from collections.abc import Iterable
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
+from minialpaca.config import LossConfig
 from minialpaca.data.batch import Batch
-from minialpaca.objectives import cross_entropy_sum, next_token_pairs
+from minialpaca.errors import UserError
+from minialpaca.objectives import next_token_pairs, regularised_sum
 
 
 class Task(Protocol):
     tokenizer_sha256: str
+    measures: tuple[str, ...] = ("val_loss",)
+    """What `evaluate` hands back."""
 
     def batches_per_epoch(self) -> int:
         """Micro-batches in one pass over the training data."""
@@ -19,18 +24,31 @@ class Task(Protocol):
         """The `number`-th micro-batch: a pure function of the seed and this number."""
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum of the losses of the batch's supervised tokens, in nats."""
+        """The sum of the losses of the batch's supervised tokens (or labelled texts), in nats."""
 
     def validation(self) -> Iterable[Batch]:
         """The same batches at every evaluation."""
 
+    def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Mean loss per supervised token over the validation batches."""
+        total, n = 0.0, 0
+        for batch in self.validation():
+            total += self.loss_sum(model, batch.to(device)).item()
+            n += batch.n_supervised
+        if n == 0:
+            raise UserError("the validation data has no supervised token; give more of it")
+        return {"val_loss": total / n}
 
-def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
+
+def next_token_loss(model: nn.Module, batch: Batch, how: LossConfig = LossConfig()) -> Tensor:
     """Σ −log P(x_{t+1} | x_≤t) over the supervised tokens   [pretrain.1]
 
     Only their positions go through the head: with a prompt that is half of a row and a vocabulary of
     32,000 that halves the largest product of the step.
     """
     inputs_BT, targets_BT = next_token_pairs(batch.tokens_BT, batch.labels_BT)
-    hidden_ND = model.hidden(inputs_BT).flatten(0, 1)[batch.supervised_N]
-    return cross_entropy_sum(model.logits(hidden_ND), targets_BT.flatten()[batch.supervised_N])
+
+    def logits_NV() -> Tensor:
+        return model.logits(model.hidden(inputs_BT).flatten(0, 1)[batch.supervised_N])
+
+    return regularised_sum(logits_NV, targets_BT.flatten()[batch.supervised_N], how, model.training)

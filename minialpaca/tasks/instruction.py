@@ -9,16 +9,17 @@ from minialpaca.data import world
 from minialpaca.data.batch import Batch
 from minialpaca.data.instructions import Examples
 from minialpaca.data.rows import Row, hold_out, read_rows
-from minialpaca.tasks import next_token_loss
+from minialpaca.tasks import Task, next_token_loss
 from minialpaca.tokenizer import Tokenizer
 
 
-class Instruction:
+class Instruction(Task):
     def __init__(self, settings: FinetuneConfig, tokenizer: Tokenizer):
         train, self.val_rows, self.test_rows = split_rows(settings)
         context, over_long = settings.model.max_seq_len, settings.data.over_long
         self.train = Examples(train, tokenizer, context, over_long, "training")
         self.val = Examples(self.val_rows, tokenizer, context, over_long, "validation")
+        self.loss = settings.loss
         self.tokenizer_sha256, self.seed = tokenizer.sha256, settings.run.seed
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
 
@@ -29,7 +30,7 @@ class Instruction:
         return self.train.batch(number, self.batch_size, self.seed)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        return next_token_loss(model, batch)
+        return next_token_loss(model, batch, self.loss)
 
     def validation(self) -> Iterable[Batch]:
         return self.val.in_order(self.batch_size, self.eval_batches)

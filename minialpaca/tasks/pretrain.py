@@ -1,4 +1,4 @@
-"""Pretraining: causal language modelling of a corpus (pretrain.1)."""
+"""Pretraining: what is predicted of a corpus (pretrain.1, pretrain.2, pretrain.3)."""
 
 import itertools
 import math
@@ -8,17 +8,24 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from minialpaca.config import PretrainConfig
-from minialpaca.data.batch import Batch, collate
+from minialpaca.config import LossConfig, PretrainConfig
+from minialpaca.data import noise
+from minialpaca.data.batch import Batch, MaskedBatch, SourceBatch, collate, collate_masked, collate_sources
 from minialpaca.data.corpus import Windows, prepare
-from minialpaca.tasks import next_token_loss
+from minialpaca.objectives import next_token_pairs, regularised_sum
+from minialpaca.tasks import Task, next_token_loss
 from minialpaca.tokenizer import Tokenizer
 
+TRAINING, HELD_OUT = 4, 5  # keys of the noise
 
-class CausalLM:
+
+class CorpusTask(Task):
+    """Windows of the corpus, in a new order each epoch; subclasses say what is learned of them."""
+
     def __init__(self, settings: PretrainConfig, tokenizer: Tokenizer, folder: Path):
         self.train, self.val = prepare(settings.data, tokenizer, folder)
         self.tokenizer, self.tokenizer_sha256 = tokenizer, tokenizer.sha256
+        self.loss, self.objective, self.seed = settings.loss, settings.objective, settings.run.seed
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
         self.windows = Windows(self.train, settings.model.max_seq_len, settings.run.seed)
         self.val_windows = Windows(self.val, min(settings.model.max_seq_len, max(1, len(self.val) - 1)), 0)
@@ -27,20 +34,34 @@ class CausalLM:
         return math.ceil(self.windows.n / self.batch_size)
 
     def batch(self, number: int) -> Batch:
-        first = number * self.batch_size
-        return self._collate([self.windows[first + i] for i in range(self.batch_size)])
-
-    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        return next_token_loss(model, batch)
+        numbers = range(number * self.batch_size, (number + 1) * self.batch_size)
+        return self.collate([self.windows[i] for i in numbers], [(self.seed, i, TRAINING) for i in numbers])
 
     def validation(self) -> Iterable[Batch]:
-        """From the beginning of the held-out part, every token once."""
-        rows = self.val_windows.in_order()
+        """From the beginning of the held-out part, every token once, with the same noise each time."""
+        rows = enumerate(self.val_windows.in_order())
         for _ in range(self.eval_batches) if self.eval_batches else itertools.count():
             chosen = list(itertools.islice(rows, self.batch_size))
             if not chosen:
                 return
-            yield self._collate(chosen)
+            yield self.collate([ids for _, ids in chosen], [(0, i, HELD_OUT) for i, _ in chosen])
+
+    def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> Batch:
+        """Windows of at most context + 1 tokens, and a key for each one's noise."""
+        raise NotImplementedError
+
+    def describe(self, loss: float) -> str:
+        return f"{loss:.4f} nats per hidden token"
+
+
+class CausalLM(CorpusTask):
+    """The next token of every token."""
+
+    def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> Batch:
+        return collate([(ids, ids) for ids in rows], self.tokenizer.pad)
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        return next_token_loss(model, batch, self.loss)
 
     def bits_per_byte(self, nats_per_token: float) -> float:
         """Loss per byte of text rather than per token: comparable across vocabularies   [bpb.1]
@@ -51,5 +72,64 @@ class CausalLM:
         tokens = self.val.ids[1:]
         return nats_per_token / math.log(2) * len(tokens) / int(sizes[tokens].sum())
 
-    def _collate(self, rows: list[np.ndarray]) -> Batch:
-        return collate([(ids, ids) for ids in rows], self.tokenizer.pad)
+    def describe(self, loss: float) -> str:
+        return (f"{loss:.4f} nats per token: perplexity {math.exp(min(loss, 700)):,.2f}, "
+                f"{self.bits_per_byte(loss):.4f} bits per byte")
+
+
+class MaskedLM(CorpusTask):
+    """The hidden tokens, from both sides."""
+
+    def __init__(self, settings: PretrainConfig, tokenizer: Tokenizer, folder: Path):
+        super().__init__(settings, tokenizer, folder)
+        self.vocabulary = noise.Vocabulary.of(tokenizer)
+
+    def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> MaskedBatch:
+        return collate_masked([noise.mask_tokens(ids[:-1], self.objective, self.vocabulary, *key)
+                               for ids, key in zip(rows, keys)], self.tokenizer.pad)
+
+    def loss_sum(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
+        return masked_loss(model, batch, self.loss)
+
+
+class SpanCorruption(CorpusTask):
+    """The hidden stretches, said by a decoder that attends to an encoder's view of the rest."""
+
+    def __init__(self, settings: PretrainConfig, tokenizer: Tokenizer, folder: Path):
+        super().__init__(settings, tokenizer, folder)
+        self.vocabulary = noise.Vocabulary.of(tokenizer)
+
+    def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> SourceBatch:
+        return collate_sources([self.corrupt(ids[:-1], *key) for ids, key in zip(rows, keys) if len(ids) > 2],
+                               self.tokenizer.pad)
+
+    def corrupt(self, ids: np.ndarray, *key: int) -> tuple[np.ndarray, np.ndarray]:
+        hidden = noise.span_noise(len(ids), self.objective.noise_rate, self.objective.mean_span, *key)
+        return noise.corrupt_spans(ids, hidden, self.vocabulary, self.tokenizer.bos, self.tokenizer.eos)
+
+    def loss_sum(self, model: nn.Module, batch: SourceBatch) -> Tensor:
+        return source_loss(model, batch, self.loss)
+
+
+def masked_loss(model: nn.Module, batch: MaskedBatch, how: LossConfig) -> Tensor:
+    """Σ −log P(x_t | noised x) over the chosen t   [pretrain.2]"""
+
+    def logits_NV() -> Tensor:
+        hidden_BTD = model.hidden(batch.tokens_BT, None if batch.n_tokens == batch.tokens_BT.numel() else batch.real_BT)
+        return model.logits(hidden_BTD.flatten(0, 1)[batch.supervised_N])
+
+    return regularised_sum(logits_NV, batch.labels_BT.flatten()[batch.supervised_N], how, model.training)
+
+
+def source_loss(model: nn.Module, batch: SourceBatch, how: LossConfig) -> Tensor:
+    """Σ −log P(y_{t+1} | y_≤t, source) over the target   [pretrain.3]"""
+    inputs_BT, targets_BT = next_token_pairs(batch.tokens_BT, batch.labels_BT)
+
+    def logits_NV() -> Tensor:
+        hidden_BTD = model.hidden(inputs_BT, sources=model.encode(batch.source_BS, batch.real_BS))
+        return model.logits(hidden_BTD.flatten(0, 1)[batch.supervised_N])
+
+    return regularised_sum(logits_NV, targets_BT.flatten()[batch.supervised_N], how, model.training)
+
+
+TASKS = {"causal": CausalLM, "masked": MaskedLM, "span": SpanCorruption}
