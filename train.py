@@ -36,13 +36,13 @@ def main(arguments: list[str]) -> None:
     device = run.pick_device(settings.run.device)
     corpus.size(settings.data)  # every file is looked for before anything is written
     folder = Path(settings.run.dir)
-    exists = run.open_folder(folder, settings.run.resume)
-
-    tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
-    settings = with_vocabulary(settings, tokenizer)
-    scripts.show_settings(settings)
-    task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
-    run.keep(folder, settings, tokenizer)
+    with run.left_as_found(folder):
+        exists = run.open_folder(folder, settings.run.resume)
+        tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
+        settings = with_vocabulary(settings, tokenizer)
+        scripts.show_settings(settings)
+        task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
+        run.keep(folder, settings, tokenizer)
     print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")
 
     model = Transformer(settings.model, settings.run.seed).to(device)

@@ -1,7 +1,9 @@
 """A run is a folder: config.toml, tokenizer.model, metrics.jsonl, tensorboard/, checkpoints/."""
 
+import contextlib
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -29,6 +31,21 @@ def open_folder(folder: Path, resume: str) -> bool:
     if exists and resume == "never":
         raise UserError(f"{folder}: holds a run already; choose another run.dir, delete it, or set run.resume=auto")
     return exists
+
+
+@contextlib.contextmanager
+def left_as_found(folder: Path):
+    """Around the making of a run, up to `keep`: where the input turns out faulty, what was written so far goes again."""
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    try:
+        yield
+    except UserError:
+        if folder.is_dir() and not (folder / CONFIG).exists():
+            for entry in set(folder.iterdir()) - (before or set()):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if before is None:
+                folder.rmdir()
+        raise
 
 
 def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:

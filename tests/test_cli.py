@@ -35,7 +35,7 @@ def module(main, monkeypatch, *arguments, stdin=""):
 
 
 def is_no_run(folder):
-    return not (folder / "config.toml").exists() and not (folder / "checkpoints").exists()
+    return not folder.exists()
 
 
 # ── bad data ─────────────────────────────────────────────────────────────────────────────────────
@@ -66,6 +66,20 @@ def test_bad_text_is_one_line_and_leaves_no_run(pretrain_command, pretrained, tm
     outcome = pretrain(pretrain_command, tmp_path / "run", f"data.source={source}", *given)
     refused(outcome, *said)
     assert is_no_run(tmp_path / "run")
+
+
+def test_a_fault_leaves_what_was_in_the_folder_before(pretrain_command, tmp_path):
+    note = written(tmp_path / "run" / "note.txt", "mine")
+    source = written(tmp_path / "a.txt", b"bad \xff\n")
+    refused(pretrain(pretrain_command, tmp_path / "run", f"data.source={source}"), "line 1: is not UTF-8")
+    assert list((tmp_path / "run").iterdir()) == [note] and note.read_text() == "mine"
+
+
+def test_what_is_trained_on_cannot_validate(pretrain_command, finetune_command, sources, tmp_path):
+    for script, command, name in ((pretrain, pretrain_command, "story.txt"), (tune, finetune_command, "alpaca.json")):
+        refused(script(command, tmp_path / "run", f"data.val_source={sources / name}"),
+                "data.val_source: ", f"{name} is in data.source too")
+        assert is_no_run(tmp_path / "run")
 
 
 def test_after_a_fault_is_mended_the_same_command_will_do(pretrain_command, tmp_path):

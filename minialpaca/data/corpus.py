@@ -15,7 +15,7 @@ import numpy as np
 
 from minialpaca.config import CorpusConfig
 from minialpaca.data import world
-from minialpaca.data.files import expand, fault, is_writable, read_lines, read_objects, refuse
+from minialpaca.data.files import expand, fault, is_writable, read_lines, read_objects, refuse, refuse_shared
 from minialpaca.data.order import permutation, raw
 from minialpaca.data.token_file import TokenFile, TokenWriter, read_header
 from minialpaca.errors import UserError
@@ -142,9 +142,10 @@ def _encode(stream: Iterator[Part], tokenizer: Tokenizer, writer: TokenWriter,
 
 
 def size(cfg: CorpusConfig) -> int:
-    """Bytes on disk of all sources; every file is looked for."""
-    files = [s for s in (*cfg.source, *cfg.val_source) if not world.is_world(s)]
-    return sum(path.stat().st_size for path in expand(files, SUFFIXES))
+    """Bytes on disk of all sources; every file is looked for, and none may be on both sides."""
+    source, val_source = ([s for s in sources if not world.is_world(s)] for sources in (cfg.source, cfg.val_source))
+    refuse_shared(source, val_source, SUFFIXES, "data.val_source")
+    return sum(path.stat().st_size for path in expand([*source, *val_source], SUFFIXES))
 
 
 def _fingerprint(cfg: CorpusConfig, tokenizer: Tokenizer) -> str:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from minialpaca.config import FinetuneConfig
 from minialpaca.data import world
 from minialpaca.data.batch import Batch
+from minialpaca.data.files import refuse_shared
 from minialpaca.data.instructions import Examples
-from minialpaca.data.rows import Row, hold_out, read_rows
+from minialpaca.data.rows import SUFFIXES, Row, hold_out, read_rows
 from minialpaca.tasks import Task, next_token_loss
 from minialpaca.tokenizer import Tokenizer
 
@@ -44,6 +45,8 @@ def split_rows(settings: FinetuneConfig) -> tuple[list[Row], list[Row], list[Row
     else:
         train, val, test = read_rows(data.source), [], []
     if data.val_source:
+        files = [source for source in data.source if not world.is_world(source)]
+        refuse_shared(files, data.val_source, SUFFIXES, "data.val_source")
         val = read_rows(data.val_source)
     elif not val and data.val_fraction:
         train, val = hold_out(train, data.val_fraction, settings.run.seed)
