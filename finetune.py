@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from minialpaca import checkpoint, run, scripts
-from minialpaca.config import FinetuneConfig, PretrainConfig
+from minialpaca.config import FinetuneConfig, ModelConfig, PretrainConfig
 from minialpaca.data import world
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError, command
@@ -34,13 +34,14 @@ def main(arguments: list[str]) -> None:
     base_folder = Path(settings.base.run)
     tokenizer = Tokenizer.load(base_folder / run.TOKENIZER)
     refuse_other_world(settings, base_settings)
-    task = Instruction(settings, tokenizer)
     folder = Path(settings.run.dir)
+    run.refuse_other_recipe(folder, settings, tokenizer)
+    task = Instruction(settings, tokenizer)
+    model = base_model(settings, base_folder, isinstance(base_settings, PretrainConfig), tokenizer).to(device)
     run.open_folder(folder, settings.run.resume)
     run.keep(folder, settings, tokenizer)
     scripts.show_settings(settings)
 
-    model = base_model(settings, base_folder, tokenizer).to(device)
     scripts.show_parameters(model, device)
     watch = observer(tokenizer, questions(settings, task, tokenizer), settings.samples.max_new_tokens,
                      settings.model.max_seq_len)
@@ -57,10 +58,13 @@ def main(arguments: list[str]) -> None:
 
 def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainConfig | FinetuneConfig]:
     """`model` filled in from the base run, with this run's dropout and context."""
+    asked = settings.model
     base_settings = run.settings_of(Path(settings.base.run))
     run.refuse_speechless(base_settings, settings.base.run)
     model = dataclasses.replace(base_settings.model, dropout=settings.base.dropout,
                                 max_seq_len=settings.base.max_seq_len or base_settings.model.max_seq_len)
+    if asked not in (ModelConfig(), model):
+        raise UserError("model.* is the base run's; its dropout and context are set by base.dropout and base.max_seq_len")
     return dataclasses.replace(settings, model=model), base_settings
 
 
@@ -68,18 +72,20 @@ def refuse_other_world(settings: FinetuneConfig, base_settings) -> None:
     """Questions about a world that the base never read about would only measure guessing."""
     asked = [s for s in settings.data.source if world.is_world(s)]
     told = [s for s in base_settings.data.source if world.is_world(s)]
-    if asked and told and world.seed_of(asked[0]) != world.seed_of(told[0]):
-        raise UserError(f"data.source = {asked[0]!r}: the base run {settings.base.run} was pretrained on {told[0]!r}; "
-                        f"set data.source={told[0]}")
+    if asked and world.seed_of(asked[0]) not in map(world.seed_of, told):
+        raise UserError(f"data.source = {asked[0]!r}: the base run {settings.base.run} was trained on "
+                        f"{', '.join(base_settings.data.source)}; set data.source={told[0] if told else 'to files of yours'}")
 
 
-def base_model(settings: FinetuneConfig, base_folder: Path, tokenizer: Tokenizer) -> Transformer:
-    model = Transformer(settings.model, settings.run.seed)
+def base_model(settings: FinetuneConfig, base_folder: Path, is_pretraining: bool, tokenizer: Tokenizer) -> Transformer:
+    model = run.build(settings)
     if settings.base.weights != "random":
         place = checkpoint.find(base_folder, settings.base.weights)
-        if place is None:
-            raise UserError(f"{base_folder}: has no {settings.base.weights!r} checkpoint yet; let train.py reach an evaluation")
+        if place is None or (is_pretraining and checkpoint.read_state(place)["step"] == 0):
+            raise UserError(f"{base_folder}: its {settings.base.weights!r} weights are untrained yet; let train.py reach an "
+                            "evaluation, or set base.weights=random to start from nothing")
         run.load_weights(model, place, tokenizer)
+        print(f"weights of {place}\n")
     return model
 
 

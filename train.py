@@ -21,7 +21,6 @@ from minialpaca.data.instructions import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
 from minialpaca.data.noise import ADDED, mask_tokens
 from minialpaca.errors import UserError, command
 from minialpaca.log import progress
-from minialpaca.model import Transformer
 from minialpaca.observe import MaskObserver, Observer, SpanObserver, observer, spell
 from minialpaca.tasks.pretrain import TASKS, CorpusTask
 from minialpaca.tokenizer import Tokenizer
@@ -40,12 +39,13 @@ def main(arguments: list[str]) -> None:
         exists = run.open_folder(folder, settings.run.resume)
         tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
         settings = with_vocabulary(settings, tokenizer)
+        run.refuse_other_recipe(folder, settings, tokenizer)
         scripts.show_settings(settings)
         task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
+        model = run.build(settings, device)
         run.keep(folder, settings, tokenizer)
     print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")
 
-    model = Transformer(settings.model, settings.run.seed).to(device)
     scripts.show_parameters(model, device)
     watch = watcher(settings, task, tokenizer)
     state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2).fit()

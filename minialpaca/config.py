@@ -37,7 +37,7 @@ class RunConfig:
     dir: str = "runs/pretrain"
     """The folder that holds everything about this run."""
     seed: int = 0
-    """Fixes initial weights, data order and dropout; two runs with one seed are equal bit for bit on a CPU."""
+    """Fixes initial weights, data order and dropout; two runs with one seed are equal bit for bit on a CPU with the same number of threads."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps`."""
     resume: str = "auto"
@@ -62,7 +62,7 @@ class CorpusConfig:
     val_source: tuple[str, ...] = ()
     """Text to validate on; where empty, a part of `source` is held out."""
     val_fraction: float = 0.05
-    """The part of `source` held out: whole documents by chance, or the end of a text that is one document."""
+    """The part of `source` held out: whole documents, evenly spread, or the end of a text that is too few documents."""
     documents: str = "file"
     """What one document of a .txt is: `file`, `line`, `blank_line` (paragraphs), or the line that ends one, e.g. `<|endoftext|>`."""
     text_field: str = "text"

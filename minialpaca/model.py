@@ -330,8 +330,8 @@ def _causal_among_real(real_BS: Tensor, offset: int, length: int) -> Tensor:
 def init_std(cfg: ModelConfig, name: str) -> float | None:
     """The table of initial weights: N(0, std²) by parameter name, None for gains, which start at 1.
 
-    Embeddings 0.02, as in GPT-2. Matrices 1/√D, so that a product with a normed x has variance 1 at any width;
-    GPT-2's 0.02 for them too leaves attention scores near 0 and delays copying and recall (docs/LOG.md).
+    Embeddings 0.02, as in GPT-2. Matrices 1/√D, so that a product with a normed x has variance 1 at any width
+    (`down_proj` too, though its input is F wide and not normed); GPT-2's 0.02 for them too leaves attention scores near 0 and delays copying and recall (docs/LOG.md).
     The n projections that write into a residual stream share its growth: 1/√n, n = 2L, or 3L in a decoder
     with cross-attention. Radford et al. 2019, §2.3.
     """

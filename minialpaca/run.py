@@ -48,17 +48,25 @@ def left_as_found(folder: Path):
         raise
 
 
+def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> None:
+    """A run is continued as it was begun, before anything of it is touched."""
+    if not (folder / CONFIG).exists():
+        return
+    old = settings_of(folder)
+    if type(old) is not type(settings):
+        raise UserError(f"{folder}: holds a run of {'finetune.py' if isinstance(old, FinetuneConfig) else 'train.py'}; "
+                        "choose another run.dir")
+    changed = [d for d in config.differences(old, settings) if not d.startswith(MAY_CHANGE) or d.startswith("run.seed")]
+    if changed:
+        raise UserError(f"{folder}: holds a run with another recipe ({'; '.join(changed)}); go on with that one, "
+                        "choose another run.dir, or delete the folder")
+    if Tokenizer.load(folder / TOKENIZER).sha256 != tokenizer.sha256:
+        raise UserError(f"{folder / TOKENIZER}: is not the tokenizer of this run's data; choose another run.dir")
+
+
 def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
-    """Write the resolved config and the tokenizer, or refuse to go on with another recipe than the folder's."""
+    """Write the resolved config and the tokenizer, where they are not there yet."""
     if (folder / CONFIG).exists():
-        old = config.load(type(settings), folder / CONFIG)
-        changed = [d for d in config.differences(old, settings) if not d.startswith(MAY_CHANGE)
-                   or d.startswith("run.seed")]
-        if changed:
-            raise UserError(f"{folder}: holds a run with another recipe ({'; '.join(changed)}); go on with that one, "
-                            "choose another run.dir, or delete the folder")
-        if Tokenizer.load(folder / TOKENIZER).sha256 != tokenizer.sha256:
-            raise UserError(f"{folder / TOKENIZER}: is not the tokenizer of this run's data; choose another run.dir")
         return
     tokenizer.save(folder / TOKENIZER)
     part = folder / (CONFIG + ".part")
@@ -82,13 +90,22 @@ def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | P
                         "give a run with model.architecture = decoder")
 
 
+def build(settings, device: torch.device | str = "cpu", **changes) -> Transformer:
+    """The untrained model of a config; one that is too large for the machine is refused before anything is written."""
+    try:
+        return Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed).to(device)
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # PyTorch's ways of saying that it is too much
+        raise UserError(f"model: cannot be made on {device} ({(str(error).splitlines() or ['no memory'])[0][:200]}); "
+                        "make it smaller: model.d_model, n_layers, d_ff, vocab_size") from None
+
+
 def load(folder: str | Path, which: str = "best", device: torch.device | str = "cpu",
          **changes) -> tuple[Transformer, Tokenizer]:
     """The model of a run, ready to answer, and its tokenizer. `changes` go to its ModelConfig (dropout, context)."""
     folder = Path(folder)
     settings = settings_of(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
-    model = Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed)
+    model = build(settings, **changes)
     place = checkpoint.find(folder, which)
     if place is None:
         raise UserError(f"{folder}: has no {which!r} checkpoint yet; let its run reach an evaluation")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -128,16 +129,19 @@ def _write(cfg: CorpusConfig, tokenizer: Tokenizer, train: Path, val: Path, mark
 
 def _encode(stream: Iterator[Part], tokenizer: Tokenizer, writer: TokenWriter,
             val_writer: TokenWriter | None = None, val_fraction: float = 0.0) -> None:
-    """Write each document; with a `val_writer`, hold out every k-th, or the end of one that stands alone."""
-    every = math.ceil(1 / val_fraction) if val_writer is not None else 0
+    """Write each document; with a `val_writer`, spread the held-out ones evenly, or hold out the end of the last one.
+
+    Document n is held out where ⌊(n + 1) f⌋ > ⌊n f⌋: for f = 1/20 every twentieth.
+    """
+    f = Fraction(str(val_fraction)) if val_writer is not None else 0  # 0.05 is 1/20 here, and 60 · 0.05 exactly 3
     number, starts = 0, True
     for text, ends in stream:
-        to = val_writer if every and number % every == every - 1 else writer
+        to = val_writer if math.floor((number + 1) * f) > math.floor(number * f) else writer
         ids = ([tokenizer.bos] if starts else []) + tokenizer.encode(text, starts=starts) + ([tokenizer.eos] if ends else [])
         to.write(ids)
         starts = ends
         number += ends
-    if val_writer is not None and number < every:
+    if val_writer is not None and number * f < 1:
         writer.move_tail(val_writer, val_fraction)
 
 

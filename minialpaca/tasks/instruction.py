@@ -10,6 +10,7 @@ from minialpaca.data.batch import Batch
 from minialpaca.data.files import refuse_shared
 from minialpaca.data.instructions import Examples
 from minialpaca.data.rows import SUFFIXES, Row, hold_out, read_rows
+from minialpaca.errors import UserError
 from minialpaca.tasks import Task, next_token_loss
 from minialpaca.tokenizer import Tokenizer
 
@@ -22,6 +23,7 @@ class Instruction(Task):
         self.val = Examples(self.val_rows, tokenizer, context, over_long, "validation")
         self.loss = settings.loss
         self.tokenizer_sha256, self.seed = tokenizer.sha256, settings.run.seed
+        self.data_sha256 = f"{self.train.sha256()} {self.val.sha256()}"
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
 
     def batches_per_epoch(self) -> int:
@@ -41,6 +43,9 @@ def split_rows(settings: FinetuneConfig) -> tuple[list[Row], list[Row], list[Row
     """(training, validation, test) rows as `data` asks for them; test may be empty."""
     data = settings.data
     if any(world.is_world(source) for source in data.source):
+        if len(data.source) > 1:
+            raise UserError(f"data.source = {list(data.source)}: the built-in world comes with a test of its own and mixes "
+                            "with nothing; write it to files first (python -m minialpaca.data.world FOLDER)")
         train, val, test = world.instructions(world.World.build(world.seed_of(data.source[0])))
     else:
         train, val, test = read_rows(data.source), [], []

@@ -25,6 +25,7 @@ class CorpusTask(Task):
     def __init__(self, settings: PretrainConfig, tokenizer: Tokenizer, folder: Path):
         self.train, self.val = prepare(settings.data, tokenizer, folder)
         self.tokenizer, self.tokenizer_sha256 = tokenizer, tokenizer.sha256
+        self.data_sha256 = f"{self.train.header['sha256']} {self.val.header['sha256']}"
         self.loss, self.objective, self.seed = settings.loss, settings.objective, settings.run.seed
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
         self.windows = Windows(self.train, settings.model.max_seq_len, settings.run.seed)
@@ -66,10 +67,11 @@ class CausalLM(CorpusTask):
     def bits_per_byte(self, nats_per_token: float) -> float:
         """Loss per byte of text rather than per token: comparable across vocabularies   [bpb.1]
 
-        bpb = (L / ln 2) · tokens / bytes, bytes counted from the raw bytes of each id.
+        bpb = (L / ln 2) · tokens / bytes, over the tokens that were evaluated; bytes are the raw bytes of each id.
         """
         sizes = np.array([len(data) for data in self.tokenizer.piece_bytes])
-        tokens = self.val.ids[1:]
+        evaluated = self.eval_batches * self.batch_size * self.val_windows.context or len(self.val)
+        tokens = self.val.ids[1:1 + evaluated]
         return nats_per_token / math.log(2) * len(tokens) / int(sizes[tokens].sum())
 
     def describe(self, loss: float) -> str:
