@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from minialpaca import checkpoint, config
-from minialpaca.config import FinetuneConfig, PretrainConfig
+from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.errors import UserError, reason
 from minialpaca.model import Transformer
 from minialpaca.tokenizer import Tokenizer
@@ -126,12 +126,11 @@ def load_weights(model: Transformer, place: Path, tokenizer: Tokenizer) -> None:
 
 def pick_device(name: str) -> torch.device:
     """`auto` takes a GPU where there is one."""
+    if not is_device(name):
+        raise UserError(f"run.device = {name!r}: use auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"run.device = {name!r}: is no device; use auto, cpu, cuda, cuda:N or mps") from None
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"run.device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -36,7 +36,7 @@ class Sampling:
             ("top_p", 0 <= self.top_p <= 1, "must lie in 0 … 1"),
             ("min_p", 0 <= self.min_p <= 1, "must lie in 0 … 1"),
             ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "must lie in 0.001 … 1000"),
-            ("seed", self.seed >= 0, "must not be negative"),
+            ("seed", 0 <= self.seed < 2**63, "must lie in 0 … 2⁶³ − 1"),
         ):
             if not holds:
                 raise UserError(f"{name} = {getattr(self, name)}: {rule}")
@@ -63,7 +63,11 @@ def greedy(logits_BV: Tensor) -> Tensor:
 
 
 def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """z_v ← z_v / ρ if z_v > 0 else z_v ρ, for tokens v seen before   [repetition.1]   Keskar et al. 2019, §4.1."""
+    """z_v ← z_v / ρ if z_v > 0 else z_v ρ, for tokens v seen before   [repetition.1]
+
+    Keskar et al. 2019, §4.1, which divides whatever the sign (of a negative z that would make v likelier) and counts
+    what was generated; here the prompt's tokens count too.
+    """
     if penalty == 1:
         return logits_BV
     penalised_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)

@@ -26,6 +26,6 @@ def is_world(source: str) -> bool:
 
 def seed_of(source: str) -> int:
     number = source.partition(":")[2] or "0"
-    if not number.isdecimal():
+    if not (number.isdecimal() and len(number) <= 18):
         raise UserError(f"data.source = {source!r}: write world or world:SEED, e.g. world:1")
     return int(number)
