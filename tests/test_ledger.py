@@ -1,4 +1,4 @@
-"""The departures ledger and the symbols page: every row is pinned by a test that exists, every name by the code."""
+"""The ledger, the symbols and the reading page: every row is pinned by a test that exists, every name by the code."""
 
 import ast
 import importlib
@@ -24,7 +24,8 @@ def has_test(node):
     return name in {f.name for f in found if isinstance(f, ast.FunctionDef)}
 
 
-LEDGER, SYMBOLS = rows("LEDGER.md"), rows("SYMBOLS.md")
+LEDGER, SYMBOLS, READING = rows("LEDGER.md"), rows("SYMBOLS.md"), rows("READING.md")
+NEAR = 3  # lines by which a function may have grown since the page was written
 
 
 def test_the_pages_are_read():
@@ -50,3 +51,14 @@ def test_every_symbol_is_called_what_the_page_says(row):
     names = {n.arg for n in ast.walk(found) if isinstance(n, ast.arg)} | {n.id for n in ast.walk(found) if isinstance(n, ast.Name)}
     names |= {n.attr for n in ast.walk(found) if isinstance(n, ast.Attribute)}
     assert name in names, f"{name} is not in {module}:{place}"
+
+
+@pytest.mark.parametrize("row", READING, ids=lambda row: row[1])
+def test_every_walk_leads_somewhere(row):
+    path, _, name = row[1].strip("`").partition(":")
+    found = [node for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name]
+    assert len(found) == 1, row[1]
+    length = found[0].end_lineno - found[0].lineno + 1
+    assert abs(length - int(row[2])) <= NEAR, f"{row[1]} has {length} lines"
+    assert has_test(row[3].strip("`")), row[3]
