@@ -47,15 +47,15 @@ def rotary_angles(positions: Tensor, d_head: int, theta: float) -> tuple[Tensor,
     return angles.cos(), angles.sin()
 
 
-def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """[x_2i, x_2i+1] ← [[cos mθ_i, −sin mθ_i], [sin mθ_i, cos mθ_i]] [x_2i, x_2i+1]   [rope.34]
 
-    Pairs are adjacent dimensions (2i, 2i+1), as in the papers of RoPE and Llama. cos and sin
-    broadcast to (B, H, T, P). So q_m·k_n depends on m − n alone. Su et al. 2021, eq. 34.
+    x (…, T, K); pairs are adjacent dimensions (2i, 2i+1), as in the papers of RoPE and Llama. cos and sin
+    broadcast to (…, T, P). So q_m·k_n depends on m − n alone. Su et al. 2021, eq. 34.
     """
-    even, odd = x_BHTK.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x_BHTK.dtype)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def spelled_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, may_look: Tensor | None = None,
