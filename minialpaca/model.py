@@ -126,7 +126,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
 
     def _for_each_query_head(self, x_BGSK: Tensor) -> Tensor:
-        """Query heads g·H/G … (g+1)·H/G − 1 share key/value head g. Ainslie et al. 2023, §2.2."""
+        """Query heads g·H/G … (g+1)·H/G − 1 share key/value head g   [gqa.1]   Ainslie et al. 2023, §2.2."""
         group = self.n_heads // self.n_kv_heads
         return x_BGSK if group == 1 else x_BGSK.repeat_interleave(group, dim=1)
 
@@ -328,7 +328,7 @@ def _causal_among_real(real_BS: Tensor, offset: int, length: int) -> Tensor:
 
 
 def init_std(cfg: ModelConfig, name: str) -> float | None:
-    """The table of initial weights: N(0, std²) by parameter name, None for gains, which start at 1.
+    """N(0, std²) with std = σ, 1/√D or 1/√(2LD) by parameter name; None for gains, which start at 1   [init.1]
 
     Embeddings 0.02, as in GPT-2. Matrices 1/√D, so that a product with a normed x has variance 1 at any width
     (`down_proj` too, though its input is F wide and not normed); GPT-2's 0.02 for them too leaves attention scores near 0 and delays copying and recall (docs/LOG.md).

@@ -64,8 +64,8 @@ def test_right_suffixes_pass_and_each_call_begins_anew():
 
 
 def test_rewriting_moves_no_line():
-    source = ("'''Doc.'''\nfrom __future__ import annotations\n\nimport math\n\n\ndef f(x_T):\n    y_T = (\n        x_T)\n"
-              "    return [1 / 0\n            for z in y_T]\n")
+    source = ("'''Doc.'''\nfrom __future__ import annotations\n\nimport math\n\n\n"
+              "def f(x_T):\n    y_T = (\n        x_T)\n    return [1 / 0\n            for z in y_T]\n")
     with pytest.raises(ZeroDivisionError) as error:
         function(source)(A[0])
     assert {frame.lineno for frame in traceback.extract_tb(error.tb) if frame.filename == "here.py"} <= {10, 11}

@@ -98,6 +98,15 @@ def test_attention_is_the_papers_sum_under_any_mask():
             close(weights[b, h], heads[1])
 
 
+def test_the_map_of_bf16_is_rounded_once():
+    """The softmax of the bf16 scores is taken in fp32: the float64 one to the nearest bf16, but for rare ties."""
+    q, k = tiny.normal(1, 2, 30, 8, dtype=torch.bfloat16), tiny.normal(1, 2, 40, 8, seed=3, dtype=torch.bfloat16)
+    _, weights = spelled_attention(q, k, k)
+    scores = (q @ k.mT / math.sqrt(8)).double()
+    assert weights.dtype == torch.bfloat16
+    assert int((weights != scores.softmax(-1).bfloat16()).sum()) < 5
+
+
 def test_attention_without_a_mask_looks_at_all():
     q, k, v = tiny.normal(1, 1, 2, 4), tiny.normal(1, 1, 3, 4, seed=3), tiny.normal(1, 1, 3, 4, seed=4)
     mix, _ = spelled_attention(q, k, v)

@@ -1,4 +1,4 @@
-"""Pretraining: what is predicted of a corpus (pretrain.1, pretrain.2, pretrain.3)."""
+"""Pretraining: what is predicted of a corpus."""
 
 import itertools
 import math
