@@ -122,10 +122,12 @@ of("model:Transformer.hidden", "test_model.py::test_the_model_is_the_papers_deco
    ("self.final_norm(x_BTD)", "x_BTD"),
    ("enumerate(self.layers)", "enumerate(reversed(self.layers))"),
    ("enumerate(self.layers)", "enumerate(self.layers[1:])"),
-   ("self.cfg.rope_theta", "10_000.0"),
-   ("places.double() if", "places if"),
    ("self.dropout(self.embed(tokens_BT))", "self.embed(tokens_BT)",
     "test_dropout_acts_in_training_and_never_in_evaluation[embedding-fused]"))
+
+of("model:Transformer._angles", "test_model.py::test_the_model_is_the_papers_decoder[GQA-fused]",
+   ("self.cfg.rope_theta", "10_000.0"),
+   ("places.double() if", "places if"))
 
 of("model:Transformer._view",
    "test_model.py::test_cached_logits_are_the_uncached_ones_at_every_position[GQA-[5, 8]-full-fused]",
@@ -134,9 +136,11 @@ of("model:Transformer._view",
    ("[:, offset:]", "[:, :T]",
     "test_cached_logits_are_the_uncached_ones_at_every_position[GQA-[5, 8]-left-padded-spelled]"),
    (".cumsum(-1) - 1)", ".cumsum(-1) * 0)", "test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"),
-   (".cumsum(-1)", ".flip(-1).cumsum(-1)", "test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"),
-   ("offset + T > limit", "offset + T >= limit", "test_the_context_ends_where_the_config_says"),
-   ("if offset + T > limit", "if T > limit", "test_the_cache_ends_where_its_room_does"))
+   (".cumsum(-1)", ".flip(-1).cumsum(-1)", "test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"))
+
+of("model:Transformer._refuse_overflow", "test_model.py::test_the_context_ends_where_the_config_says",
+   ("offset + new > limit", "offset + new >= limit"),
+   ("if offset + new > limit", "if new > limit", "test_the_cache_ends_where_its_room_does"))
 
 of("model:Transformer.logits", "test_model.py::test_logits_and_loss_inputs_are_fp32_at_least",
    ("torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
@@ -145,7 +149,7 @@ of("model:Transformer.logits", "test_model.py::test_logits_and_loss_inputs_are_f
 of("model:init_std", "test_model.py::test_initial_weights_have_the_spread_of_the_table",
    ("1 / math.sqrt(cfg.d_model)", "cfg.init_std"),
    ("1 / math.sqrt(cfg.d_model)", "1 / cfg.d_model"),
-   ("2 * cfg.n_layers", "cfg.n_layers"),
+   ("per_layer * cfg.n_layers", "cfg.n_layers"),
    ("matrix / math.sqrt(", "matrix * math.sqrt("),
    ('(("embed", "lm_head"), cfg.init_std)', '(("embed", "lm_head"), matrix)'),
    ('("o_proj", "down_proj")', '("o_proj", "up_proj", "down_proj")'))  # llama2.c's slip
@@ -164,9 +168,10 @@ of("objectives:cross_entropy_sum", "test_objectives.py::test_cross_entropy_is_th
    ("F.cross_entropy(logits_NV", "F.cross_entropy(-logits_NV"),
    ("F.cross_entropy(logits_NV", "F.cross_entropy(logits_NV.softmax(-1)"),
    ("F.cross_entropy(logits_NV", "2 * F.cross_entropy(logits_NV"),
-   ("ignore_index=IGNORE", "ignore_index=IGNORE, label_smoothing=0.1"),
+   ("label_smoothing=smoothing", "label_smoothing=0.1"),
    ("targets_N, ignore_index=IGNORE", "targets_N.clamp(min=0)"),
-   ('"sum"', '"mean"'))
+   ('"sum"', '"mean"'),
+   ("label_smoothing=smoothing", "label_smoothing=smoothing / 2", "test_smoothed_cross_entropy_is_the_papers_sum"))
 
 of("tasks:next_token_loss",
    "test_objectives.py::test_the_head_sees_only_supervised_positions_and_the_loss_is_that_of_all_logits",
@@ -178,9 +183,9 @@ of("tasks:next_token_loss",
 
 of("tasks.instruction:Instruction.loss_sum", "test_tasks.py::test_instruction_tuning_costs_the_nats_of_the_responses",
    ("return next_token_loss", "return -next_token_loss"),
-   ("(model, batch)", "(model, batch) / batch.n_supervised"),
-   ("(model, batch)", "(model, batch) / len(batch.tokens_BT)"),
-   ("(model, batch)", "(model, batch).detach()", "test_the_instruction_loss_has_a_gradient"))
+   ("self.loss)", "self.loss) / batch.n_supervised"),
+   ("self.loss)", "self.loss) / len(batch.tokens_BT)"),
+   ("self.loss)", "self.loss).detach()", "test_the_instruction_loss_has_a_gradient"))
 
 of("tasks.pretrain:CausalLM.bits_per_byte", "test_tasks.py::test_bits_per_byte_are_the_texts_nats_over_its_bytes",
    ("/ math.log(2)", "* math.log(2)"),
@@ -188,6 +193,85 @@ of("tasks.pretrain:CausalLM.bits_per_byte", "test_tasks.py::test_bits_per_byte_a
    ("ids[1:]", "ids[:-1]", "test_bits_per_byte_by_pencil"),
    ("* len(tokens) /", "/ len(tokens) *"),
    ("int(sizes[tokens].sum())", "len(tokens)"))
+
+of("tasks.pretrain:masked_loss", "test_tasks.py::test_the_masked_loss_is_that_of_the_hidden_tokens_seen_from_both_sides",
+   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"),
+   ("batch.labels_BT.flatten()", "batch.tokens_BT.flatten()"),
+   ("None if batch.n_tokens == batch.tokens_BT.numel() else batch.real_BT", "None"),
+   ("model.hidden(batch.tokens_BT", "model.hidden(batch.labels_BT.clamp(min=0)"))  # it would see the answer
+
+of("tasks.pretrain:source_loss", "test_tasks.py::test_the_span_loss_is_that_of_the_target_given_the_source",
+   ("model.encode(batch.source_BS, batch.real_BS)", "model.encode(batch.source_BS)"),
+   ("model.encode(batch.source_BS, batch.real_BS)", "model.encode(batch.source_BS.flip(0), batch.real_BS.flip(0))"),
+   ("targets_BT.flatten()", "inputs_BT.flatten()"),
+   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"))
+
+of("data.noise:mask_tokens", "test_tasks.py::test_masking_follows_its_rates_and_learns_exactly_what_it_chose",
+   ("chance < how.noise_rate", "chance > how.noise_rate"),
+   ("fate < 1 - how.random_rate - how.keep_rate", "fate < 1 - how.keep_rate"),
+   ("fate < 1 - how.keep_rate)", "fate < 1)"),
+   (" & vocabulary.may_hide(ids)", ""),
+   ("np.where(random, drawn, ids)", "ids"),
+   ("np.where(chosen, ids, IGNORE)", "np.where(masked, ids, IGNORE)"),
+   ("np.where(chosen, ids, IGNORE)", "np.where(chosen, noised, IGNORE)"))
+
+of("data.noise:corrupt_spans", "test_tasks.py::test_spans_become_sentinels_by_pencil",
+   ("[begins | ~hidden]", "[~hidden]"),
+   ("np.cumsum(begins) - 1", "np.cumsum(begins)"),
+   ("hidden & ~np.concatenate(([False], hidden[:-1]))", "hidden"),  # a sentinel for every hidden token
+   ("hidden & vocabulary.may_hide(ids)", "hidden"),
+   ("int(number[-1]) + 1, eos]", "int(number[-1]), eos]"),
+   ("int(number[-1]) + 1, eos]", "int(number[-1]) + 1]"))
+
+of("data.noise:span_noise", "test_tasks.py::test_span_noise_hides_as_many_tokens_in_as_many_stretches_as_it_says",
+   ("round(n * rate)", "round(n * (1 - rate))"),
+   ("round(hidden / mean_span)", "round(n / mean_span)"),
+   ("% 2 == 1", "% 2 == 0"),
+   ("composition(n - hidden, stretches, *key, 0)", "[n - hidden - stretches + 1] + [1] * (stretches - 1)"),
+   ("(n - hidden, stretches,", "(hidden, stretches,"))
+
+of("likelihood:of_one_batch", "test_likelihood.py::test_each_token_is_scored_given_all_before_it",
+   ("log_softmax(-1)", "softmax(-1)"),
+   ("log_softmax(-1)", "log_softmax(0)"),
+   ("model.logits(", "-model.logits("),
+   ("targets_BT.flatten()", "inputs_BT.flatten()"),
+   ("[IGNORE] * len(x)", "[IGNORE] * (len(x) - 1), x[-1]", "test_each_token_is_scored_given_all_before_it"),
+   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"))
+
+of("likelihood:choose", "test_likelihood.py::test_the_sum_and_the_mean_may_choose_differently",
+   ("return max(", "return min("),
+   ("sum(ps) / len(ps) if per_token", "sum(ps) if per_token"),
+   ("sum(ps) / len(ps) if per_token", "sum(ps) * len(ps) if per_token"),
+   ("else sum(ps)", "else sum(ps) / len(ps)"),
+   ("scores[k])", "(scores[k], k))"))  # the last of equals
+
+of("objectives:symmetric_kl_sum", "test_objectives.py::test_symmetric_kl_is_the_papers_sum",
+   ("log_p_NV.exp() - log_q_NV.exp()", "log_p_NV.exp() + log_q_NV.exp()"),
+   ("log_p_NV.exp() - log_q_NV.exp()", "log_p_NV.exp()"),  # one direction, doubled
+   (".sum() / 2", ".sum()"),
+   (".sum() / 2", ".mean() / 2"),
+   ("one_NV.log_softmax(-1)", "one_NV.log_softmax(0)"))
+
+of("objectives:r_drop_sum", "test_objectives.py::test_r_drop_is_the_papers_sum",
+   ("both + alpha *", "both - alpha *"),
+   ("both + alpha *", "both + alpha / 2 *"),
+   ("other_NV)) / 2", "other_NV))"),
+   ("cross_entropy_sum(other_NV, targets_N, smoothing)", "cross_entropy_sum(one_NV, targets_N, smoothing)"),
+   ("cross_entropy_sum(other_NV, targets_N, smoothing)", "cross_entropy_sum(other_NV, targets_N)"))
+
+of("objectives:label_groups_sum", "test_objectives.py::test_label_groups_are_the_papers_sum",
+   (".sum()", ".mean()"),
+   ('reduction="sum"', 'reduction="mean"'),
+   ("F.binary_cross_entropy_with_logits(z, ", "F.binary_cross_entropy_with_logits(-z, "),
+   ("cross_entropy_sum(z, y, smoothing)", "cross_entropy_sum(z, y)"))
+
+of("objectives:squared_norm",
+   "test_objectives.py::test_the_squared_norm_is_the_papers_sum_and_its_gradient_twice_the_parameters",
+   (".square().sum()", ".abs().sum()"),
+   (".square().sum()", ".square().sum().sqrt()"),
+   (".square().sum()", ".square().mean()"),
+   (".square().sum()", ".detach().square().sum().requires_grad_()"),
+   ("for p in parameters]).sum()", "for p in parameters]).amax()"))
 
 # ── a step ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import io
 import os
-import re
 import textwrap
 import types
 from pathlib import Path
@@ -19,8 +18,8 @@ from pathlib import Path
 import pytest
 from mutants import MUTANTS, Mutant
 from running import ROOT
+from test_equations import citations
 
-EQUATION = re.compile(r"\[[a-z]+\.\d+\]")
 PLAIN = [f"-pno:{plugin}" for plugin in ("cacheprovider", "faulthandler", "threadexception", "unraisableexception")]
 
 
@@ -90,24 +89,10 @@ def test_a_mutant_is_caught(mutant: Mutant):
 BESIDES = {"minialpaca.objectives:next_token_pairs", "minialpaca.model:causal", "minialpaca.model:_causal_among_real"}
 
 
-def equations() -> set[str]:
-    """Every function and class whose docstring cites an equation, found in the source."""
-    found = set()
-    for path in sorted((ROOT / "minialpaca").rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        _walk(ast.parse(path.read_text(encoding="utf-8")), f"{name}:", found)
-    return found
+EQUATIONS = set().union(*citations().values())
 
 
-def _walk(node: ast.AST, place: str, found: set[str]) -> None:
-    for inner in ast.iter_child_nodes(node):
-        if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            if EQUATION.search(ast.get_docstring(inner) or ""):
-                found.add(place + inner.name)
-            _walk(inner, f"{place}{inner.name}.", found)
-
-
-@pytest.mark.parametrize("place", sorted(equations() | BESIDES))
+@pytest.mark.parametrize("place", sorted(EQUATIONS | BESIDES))
 def test_every_equation_has_four(place):
     """Of a class the mutants of its methods count."""
     rows = {(m.old, m.new) for m in MUTANTS if m.function == place or m.function.startswith(f"{place}.")}
