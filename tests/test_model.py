@@ -142,7 +142,7 @@ def test_the_model_is_the_papers_decoder(group, attention):
     tokens_BT = tiny.tokens(2, 7)
     with torch.no_grad():
         logits_BTV = model(tokens_BT)
-    close(logits_BTV, [spelled.decoder(model.state_dict(), model.cfg, row) for row in tokens_BT.tolist()])
+    close(logits_BTV, [spelled.transformer(model.state_dict(), model.cfg, row) for row in tokens_BT.tolist()])
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right", "holes"])
