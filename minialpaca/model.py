@@ -299,11 +299,12 @@ class Transformer(nn.Module):
         return places_BT, _causal_among_real(real_BS, offset, T)[:, None]
 
     def _both_ways(self, tokens_BT: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Every query may look at every real key; each row needs one."""
+        """Every query may look at every real key; in a row of nothing but padding at all, so that no softmax is empty."""
         self._refuse_overflow(0, tokens_BT.shape[1], self.cfg.max_seq_len)
         if real_BT is None:
             return torch.arange(tokens_BT.shape[1], device=tokens_BT.device), None
-        return (real_BT.cumsum(-1) - 1).clamp(min=0), real_BT[:, None, None]
+        seen_BT = real_BT | ~real_BT.any(-1, keepdim=True)
+        return (real_BT.cumsum(-1) - 1).clamp(min=0), seen_BT[:, None, None]
 
     def _refuse_overflow(self, offset: int, new: int, limit: int) -> None:
         if offset + new > limit:
