@@ -190,11 +190,13 @@ of("tasks.instruction:Instruction.loss_sum", "test_tasks.py::test_instruction_tu
 of("tasks.pretrain:CausalLM.bits_per_byte", "test_tasks.py::test_bits_per_byte_are_the_texts_nats_over_its_bytes",
    ("/ math.log(2)", "* math.log(2)"),
    ("/ math.log(2)", ""),
-   ("ids[1:]", "ids[:-1]", "test_bits_per_byte_by_pencil"),
+   ("ids[1:1 + evaluated]", "ids[:evaluated]", "test_bits_per_byte_by_pencil"),
+   ("ids[1:1 + evaluated]", "ids[1:]", "test_bits_per_byte_by_pencil"),
    ("* len(tokens) /", "/ len(tokens) *"),
    ("int(sizes[tokens].sum())", "len(tokens)"))
 
-of("tasks.pretrain:masked_loss", "test_tasks.py::test_the_masked_loss_is_that_of_the_hidden_tokens_seen_from_both_sides",
+of("tasks.pretrain:masked_loss",
+   "test_tasks.py::test_the_masked_loss_is_that_of_the_hidden_tokens_seen_from_both_sides",
    ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"),
    ("batch.labels_BT.flatten()", "batch.tokens_BT.flatten()"),
    ("None if batch.n_tokens == batch.tokens_BT.numel() else batch.real_BT", "None"),
@@ -206,29 +208,35 @@ of("tasks.pretrain:source_loss", "test_tasks.py::test_the_span_loss_is_that_of_t
    ("targets_BT.flatten()", "inputs_BT.flatten()"),
    ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"))
 
-of("data.noise:mask_tokens", "test_tasks.py::test_masking_follows_its_rates_and_learns_exactly_what_it_chose",
+of("data.noise:mask_tokens", "data/test_noise.py::test_fifteen_in_a_hundred_are_chosen_and_shown_80_10_10",
    ("chance < how.noise_rate", "chance > how.noise_rate"),
    ("fate < 1 - how.random_rate - how.keep_rate", "fate < 1 - how.keep_rate"),
    ("fate < 1 - how.keep_rate)", "fate < 1)"),
-   (" & vocabulary.may_hide(ids)", ""),
    ("np.where(random, drawn, ids)", "ids"),
+   (" & vocabulary.may_hide(ids)", "", "test_control_ids_are_neither_chosen_nor_drawn_nor_the_mask"),
    ("np.where(chosen, ids, IGNORE)", "np.where(masked, ids, IGNORE)"),
-   ("np.where(chosen, ids, IGNORE)", "np.where(chosen, noised, IGNORE)"))
+   ("np.where(chosen, ids, IGNORE)", "np.where(chosen, noised, IGNORE)",
+    "test_labels_stand_exactly_on_the_chosen_and_nothing_else_is_touched"))
 
-of("data.noise:corrupt_spans", "test_tasks.py::test_spans_become_sentinels_by_pencil",
-   ("[begins | ~hidden]", "[~hidden]"),
-   ("np.cumsum(begins) - 1", "np.cumsum(begins)"),
-   ("hidden & ~np.concatenate(([False], hidden[:-1]))", "hidden"),  # a sentinel for every hidden token
-   ("hidden & vocabulary.may_hide(ids)", "hidden"),
-   ("int(number[-1]) + 1, eos]", "int(number[-1]), eos]"),
-   ("int(number[-1]) + 1, eos]", "int(number[-1]) + 1]"))
-
-of("data.noise:span_noise", "test_tasks.py::test_span_noise_hides_as_many_tokens_in_as_many_stretches_as_it_says",
+of("data.noise:span_counts", "data/test_noise.py::test_the_number_of_hidden_tokens_and_stretches_by_pencil",
    ("round(n * rate)", "round(n * (1 - rate))"),
    ("round(hidden / mean_span)", "round(n / mean_span)"),
+   ("round(hidden / mean_span)", "round(hidden * mean_span)"),
+   (", n - 1)", ", n)"),
+   ("SENTINELS - 1", "SENTINELS"))
+
+of("data.noise:span_noise", "data/test_noise.py::"
+                            "test_exactly_so_many_tokens_are_hidden_in_exactly_so_many_stretches_after_a_shown_one",
    ("% 2 == 1", "% 2 == 0"),
-   ("composition(n - hidden, stretches, *key, 0)", "[n - hidden - stretches + 1] + [1] * (stretches - 1)"),
    ("(n - hidden, stretches,", "(hidden, stretches,"))
+
+of("data.noise:corrupt_spans", "data/test_noise.py::test_the_papers_example",
+   ("[begins | ~hidden]", "[~hidden]"),
+   ("number = np.cumsum(begins) - 1", "number = np.cumsum(begins)"),
+   ("hidden & ~np.concatenate(([False], hidden[:-1]))", "hidden"),  # a sentinel for every hidden token
+   ("int(number[-1]) + 1, eos]", "int(number[-1]), eos]"),
+   ("int(number[-1]) + 1, eos]", "int(number[-1]) + 1]"),
+   ("hidden & vocabulary.may_hide(ids)", "hidden", "test_a_control_id_is_shown_and_cuts_its_stretch_in_two"))
 
 of("likelihood:of_one_batch", "test_likelihood.py::test_each_token_is_scored_given_all_before_it",
    ("log_softmax(-1)", "softmax(-1)"),

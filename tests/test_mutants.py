@@ -20,7 +20,10 @@ from mutants import MUTANTS, Mutant
 from running import ROOT
 from test_equations import citations
 
-PLAIN = [f"-pno:{plugin}" for plugin in ("cacheprovider", "faulthandler", "threadexception", "unraisableexception")]
+# A small pytest: no shared fixtures (a test that needs a tiny run is not quick), and no plugin that would hook the
+# process a second time.
+PLAIN = [f"--rootdir={ROOT}", "--noconftest", "--no-header", *(
+    f"-pno:{plugin}" for plugin in ("cacheprovider", "faulthandler", "threadexception", "unraisableexception"))]
 
 
 def function_of(place: str) -> types.FunctionType:
@@ -66,7 +69,7 @@ def outcome(test: str) -> int:
     """The exit code of a pytest of its own: 0 passed, 1 failed, anything else no verdict."""
     environment, said = dict(os.environ), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = int(pytest.main([f"{ROOT / test}", "-q", "-x", "-s", "--no-header", f"--rootdir={ROOT}", *PLAIN]))
+        code = int(pytest.main([f"{ROOT / test}", "-q", "-x", "-s", *PLAIN]))
     os.environ.update(environment)  # a pytest clears away PYTEST_CURRENT_TEST behind itself
     assert code in (0, 1), f"{test} gave no verdict: {said.getvalue()[-2000:]}"
     return code
