@@ -85,7 +85,7 @@ def watcher(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer) ->
         noised = [mask_tokens(np.array(ids), settings.objective, task.vocabulary, 0, i)[0].tolist()
                   for i, ids in enumerate(texts)]
         return MaskObserver(tokenizer, [spell(tokenizer, ids) for ids in noised], noised, limit)
-    noised = [task.corrupt(np.array(ids), 0, i)[0].tolist() for i, ids in enumerate(texts) if len(ids) > 1]
+    noised = [task.corrupt(np.array(ids), 0, i)[0].tolist() for i, ids in enumerate(texts)]
     return SpanObserver(tokenizer, [spell(tokenizer, ids) for ids in noised], noised, min(limit, context - 1))
 
 

@@ -27,10 +27,10 @@ Pair = tuple[Sequence[int], Sequence[int]]  # ids of a context (at least one) an
 
 @torch.no_grad()
 def token_log_likelihoods(model: Transformer, pairs: Sequence[Pair], batch_size: int = 32) -> list[list[float]]:
-    """log P(y_t | x, y_<t) for each t of each continuation y, given its context x   [likelihood.1]
+    """What each token of each continuation adds to its log P(y | x), in nats; nothing of an empty one.
 
-    Their sum is log P(y | x), in nats; of an empty continuation there is nothing to say. Pairs of like length share a
-    batch; what stands beside a pair does not change its numbers. The model should be in eval mode.
+    Pairs of like length share a batch; what stands beside a pair does not change its numbers. The model should be in
+    eval mode.
     """
     for context, continuation in pairs:
         refuse_misfit(len(context), len(continuation), model.cfg.max_seq_len)
@@ -38,15 +38,23 @@ def token_log_likelihoods(model: Transformer, pairs: Sequence[Pair], batch_size:
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     for start in range(0, len(order), batch_size):
         chosen = order[start:start + batch_size]
-        rows = [([*x, *y], [*[IGNORE] * len(x), *y]) for x, y in (pairs[i] for i in chosen)]
-        batch = collate(rows, pad=0).to(model.embed.weight.device)
-        inputs_BT, targets_BT = next_token_pairs(batch.tokens_BT, batch.labels_BT)
-        logits_NV = model.logits(model.hidden(inputs_BT).flatten(0, 1)[batch.supervised_N])
-        targets_N = targets_BT.flatten()[batch.supervised_N]
-        log_p_N = logits_NV.log_softmax(-1).gather(-1, targets_N[:, None])[:, 0]
-        for i, part in zip(chosen, log_p_N.split([len(pairs[i][1]) for i in chosen])):
-            found[i] = part.tolist()
+        for i, scores in zip(chosen, of_one_batch(model, [pairs[i] for i in chosen])):
+            found[i] = scores
     return found
+
+
+def of_one_batch(model: Transformer, pairs: Sequence[Pair]) -> list[list[float]]:
+    """log P(y_t | x, y_<t) for each t of each continuation y, given its context x   [likelihood.1]
+
+    Their sum over t is log P(y | x).
+    """
+    rows = [([*x, *y], [*[IGNORE] * len(x), *y]) for x, y in pairs]
+    batch = collate(rows, pad=0).to(model.embed.weight.device)
+    inputs_BT, targets_BT = next_token_pairs(batch.tokens_BT, batch.labels_BT)
+    logits_NV = model.logits(model.hidden(inputs_BT).flatten(0, 1)[batch.supervised_N])
+    targets_N = targets_BT.flatten()[batch.supervised_N]
+    log_p_N = logits_NV.log_softmax(-1).gather(-1, targets_N[:, None])[:, 0]
+    return [part.tolist() for part in log_p_N.split([len(y) for _, y in pairs])]
 
 
 def refuse_misfit(context: int, continuation: int, limit: int) -> None:

@@ -69,8 +69,8 @@ def label_groups_sum(logits: list[Tensor], labels: list[Tensor], smoothing: floa
     entropies of C_j yes-or-no questions: −y log σ(z) − (1 − y) log σ(−z).
     """
     return torch.stack([
-        F.binary_cross_entropy_with_logits(z_BC, y.to(z_BC.dtype), reduction="sum") if y.dim() == 2
-        else cross_entropy_sum(z_BC, y, smoothing) for z_BC, y in zip(logits, labels, strict=True)]).sum()
+        F.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="sum") if y.dim() == 2
+        else cross_entropy_sum(z, y, smoothing) for z, y in zip(logits, labels, strict=True)]).sum()
 
 
 def squared_norm(parameters: Iterable[Tensor]) -> Tensor:

@@ -43,7 +43,10 @@ class Sampling:
 
 
 def choose(logits_BV: Tensor, seen_BV: Tensor, how: Sampling, generators: list[torch.Generator]) -> Tensor:
-    """The next token of each row. Order: penalty, temperature, top-k, top-p, min-p, draw."""
+    """v ~ softmax(z / T) after the penalty and before the filters; T = 0 is greedy   [temperature.1]
+
+    The next token of each row. Order: penalty, temperature, top-k, top-p, min-p, draw. Ackley et al. 1985.
+    """
     logits_BV = penalise_repetition(logits_BV, seen_BV, how.repetition_penalty)
     if how.temperature == 0:
         return greedy(logits_BV)
@@ -75,7 +78,7 @@ def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> T
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Keep {v : z_v ≥ the k-th largest z}. Fan et al. 2018, §5. Ties with the k-th all stay."""
+    """Keep {v : z_v ≥ the k-th largest z}   [topk.1]   Fan et al. 2018, §5. Ties with the k-th all stay."""
     if k == 0 or k >= logits_BV.shape[-1]:
         return logits_BV
     kth_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
@@ -94,7 +97,7 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits_BV: Tensor, min_p: float) -> Tensor:
-    """Keep {v : P(v) ≥ p_min max_u P(u)}. Nguyen et al. 2024, §3; in logits: z_v ≥ max z + log p_min."""
+    """Keep {v : P(v) ≥ p_min max_u P(u)}   [minp.1]   Nguyen et al. 2024, §3; in logits: z_v ≥ max z + log p_min."""
     if min_p == 0:
         return logits_BV
     return logits_BV.masked_fill(logits_BV < logits_BV.amax(-1, keepdim=True) + math.log(min_p), -math.inf)

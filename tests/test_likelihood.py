@@ -17,7 +17,7 @@ PAIRS = [([1, 7, 9], [4, 11, 30]), ([1], [8]), ([1, 5, 6, 7, 8, 9, 10], [3, 3]),
 
 def spelled_log_p(model, context, continuation):
     """Each factor of P(y | x) = Π_t P(y_t | x, y_<t) from a whole pass of its own."""
-    return [math.log(spelled.softmax(spelled.decoder(model.state_dict(), model.cfg, [*context, *continuation[:t]])[-1])[y])
+    return [math.log(spelled.softmax(spelled.transformer(model.state_dict(), model.cfg, [*context, *continuation[:t]])[-1])[y])
             for t, y in enumerate(continuation)]
 
 

@@ -1,4 +1,4 @@
-"""Instruction tuning: cross entropy of the response's tokens, given the prompt (finetune.1, j over tokens)."""
+"""Instruction tuning: cross entropy of the response's tokens, given the prompt."""
 
 from collections.abc import Iterable
 
@@ -33,6 +33,10 @@ class Instruction(Task):
         return self.train.batch(number, self.batch_size, self.seed)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Σ_i Σ_j −log P(y_ij | prompt_i, y_i,<j), over the responses' tokens j, </s> included   [finetune.1]
+
+        The trainer divides by their number, N = Σ_i M_i.
+        """
         return next_token_loss(model, batch, self.loss)
 
     def validation(self) -> Iterable[Batch]:

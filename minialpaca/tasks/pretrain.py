@@ -1,4 +1,4 @@
-"""Pretraining: what is predicted of a corpus (pretrain.1, pretrain.2, pretrain.3)."""
+"""Pretraining: what is predicted of a corpus."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from minialpaca.config import LossConfig, PretrainConfig
 from minialpaca.data import noise
 from minialpaca.data.batch import Batch, MaskedBatch, SourceBatch, collate, collate_masked, collate_sources
 from minialpaca.data.corpus import Windows, prepare
+from minialpaca.errors import UserError
 from minialpaca.objectives import next_token_pairs, regularised_sum
 from minialpaca.tasks import Task, next_token_loss
 from minialpaca.tokenizer import Tokenizer
@@ -98,12 +99,21 @@ class SpanCorruption(CorpusTask):
     """The hidden stretches, said by a decoder that attends to an encoder's view of the rest."""
 
     def __init__(self, settings: PretrainConfig, tokenizer: Tokenizer, folder: Path):
+        self.refuse_long_targets(settings)
         super().__init__(settings, tokenizer, folder)
         self.vocabulary = noise.Vocabulary.of(tokenizer)
 
+    def refuse_long_targets(self, settings: PretrainConfig) -> None:
+        """What the decoder reads: <s>, each stretch behind its sentinel, and the last sentinel."""
+        context, how = settings.model.max_seq_len, settings.objective
+        hidden, stretches = noise.span_counts(max(2, context), how.noise_rate, how.mean_span)
+        if hidden + stretches + 2 > context:
+            raise UserError(f"objective.noise_rate = {how.noise_rate}: what is hidden of model.max_seq_len = {context} tokens "
+                            f"makes a target of {hidden + stretches + 2}, which does not fit the context; hide less or in "
+                            "longer stretches (objective.mean_span), or raise model.max_seq_len")
+
     def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> SourceBatch:
-        return collate_sources([self.corrupt(ids[:-1], *key) for ids, key in zip(rows, keys) if len(ids) > 2],
-                               self.tokenizer.pad)
+        return collate_sources([self.corrupt(ids[:-1], *key) for ids, key in zip(rows, keys)], self.tokenizer.pad)
 
     def corrupt(self, ids: np.ndarray, *key: int) -> tuple[np.ndarray, np.ndarray]:
         hidden = noise.span_noise(len(ids), self.objective.noise_rate, self.objective.mean_span, *key)
