@@ -23,7 +23,7 @@ from minialpaca.model import Transformer
 from minialpaca.observe import observer
 from minialpaca.tasks.instruction import Instruction
 from minialpaca.tokenizer import Tokenizer
-from minialpaca.trainer import Trainer
+from minialpaca.trainer import Trainer, refuse_unmeasured
 
 
 @command
@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> None:
     tokenizer = Tokenizer.load(base_folder / run.TOKENIZER)
     refuse_other_world(settings, base_settings)
     task = Instruction(settings, tokenizer)
+    refuse_unmeasured(settings.train, task)
     folder = Path(settings.run.dir)
     run.open_folder(folder, settings.run.resume)
     run.keep(folder, settings, tokenizer)
