@@ -115,6 +115,16 @@ def test_bad_validation_and_test_data_too(finetune_command, tmp_path, field):
     assert is_no_run(tmp_path / "run")
 
 
+def test_the_tuning_minimises_what_the_section_loss_asks_for(finetune_command, tuned, tmp_path):
+    """The same first step but for the loss: its two added terms, and λ‖θ‖² in a column of its own."""
+    def first(folder):
+        return json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1])
+
+    assert tune(finetune_command, tmp_path / "run", "loss.l2=1e-3", "loss.label_smoothing=0.2", "train.steps=1").code == 0
+    assert first(tmp_path / "run").keys() - first(tuned).keys() == {"l2", "val_loss"}
+    assert abs(first(tmp_path / "run")["loss"] - first(tuned)["loss"]) > 1e-3
+
+
 def test_over_long_raise_is_refused_and_truncation_is_counted(finetune_command, tmp_path):
     refused(tune(finetune_command, tmp_path / "run", "data.over_long=raise", "base.max_seq_len=60"), "record 2 has")
     assert is_no_run(tmp_path / "run")
