@@ -23,7 +23,7 @@ from minialpaca.model import Transformer
 from minialpaca.observe import observer
 from minialpaca.tasks.instruction import Instruction
 from minialpaca.tokenizer import Tokenizer
-from minialpaca.trainer import Trainer
+from minialpaca.trainer import Trainer, refuse_unmeasured
 
 
 @command
@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> None:
     folder = Path(settings.run.dir)
     run.refuse_other_recipe(folder, settings, tokenizer)
     task = Instruction(settings, tokenizer)
+    refuse_unmeasured(settings.train, task)
     model = base_model(settings, base_folder, isinstance(base_settings, PretrainConfig), tokenizer).to(device)
     run.open_folder(folder, settings.run.resume)
     run.keep(folder, settings, tokenizer)
