@@ -82,6 +82,15 @@ def test_a_continued_log_forgets_what_came_after_its_checkpoint(tmp_path, tail):
     assert not (tmp_path / "metrics.jsonl.part").exists()
 
 
+@pytest.mark.parametrize("broken", [b'{"a\n{"step"', b'{"a"}\n', b'{"loss": 1}\n', b"7\n", b'{"step": null}\n', b"\n", b"\xff\n"])
+def test_a_broken_line_is_named_and_the_file_left_alone(tmp_path, broken):
+    path, content = tmp_path / "metrics.jsonl", b'{"step": 0}\n{"step": 1, "loss": 2}\n' + broken
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 3: is no JSON object with a step; remove the line"):
+        RunLog(tmp_path, 2)
+    assert path.read_bytes() == content
+
+
 def test_a_run_from_the_beginning_forgets_everything(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val_loss": 3}\n{"step": 1}\n', encoding="utf-8")
     RunLog(tmp_path, 0).close()
