@@ -61,7 +61,7 @@ def make_tokenizer(settings: PretrainConfig) -> Tokenizer:
     wanted = settings.tokenizer
     if wanted.path:
         return Tokenizer.load(wanted.path)
-    with progress(f"learning {wanted.kind} pieces", corpus.size(settings.data), "B") as bar:
+    with progress(f"learning {wanted.kind} pieces", corpus.size(settings.data, with_val=False), "B") as bar:
         prompts = [PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT] * (PROMPT_COPIES if wanted.kind != "char" else 0)
         texts = itertools.chain(corpus.texts(settings.data, bar.update), prompts)
         return Tokenizer.train(texts, wanted.kind, wanted.vocab_size)
