@@ -29,7 +29,7 @@ class Observer:
         if self.prompts:
             rows = "\n".join(f"| {_cell(q)} | {_cell(a)} |" for q, a in self.answers(model))
             log.text("samples", f"| asked | answered |\n|---|---|\n{rows}", step)
-            log.image("attention", attention_picture(model, self.prompts[0][-PICTURED:]), step)
+            log.image("attention", attention_picture(model, self.prompts[0]), step)
 
     def answers(self, model: Transformer) -> list[tuple[str, str]]:
         was_training = model.training
@@ -86,7 +86,8 @@ def observer(tokenizer: Tokenizer, asked: Sequence[tuple[str, list[int]]], max_n
 def attention_picture(model: Transformer, ids: Sequence[int]) -> np.ndarray:
     """One tile per head, layers downwards, heads to the right; in a tile, queries downwards and keys to the right.
 
-    Dark is 0, bright is 1. Returns (height, width, 3) bytes.
+    The whole text is read, as when it is asked; of a longer one the last PICTURED tokens are shown, and what they give
+    to those before is left out. Dark is 0, bright is 1. Returns (height, width, 3) bytes.
     """
     was_training = model.training
     model.eval()
@@ -95,7 +96,7 @@ def attention_picture(model: Transformer, ids: Sequence[int]) -> np.ndarray:
     sources = model.encode(tokens_BT) if model.two_stacks else None  # then the decoder's, reading the source itself
     model.hidden(tokens_BT, maps=maps, sources=sources)
     model.train(was_training)
-    layers = [np.concatenate([_tile(head) for head in layer_1HTS[0].float().cpu().numpy()], axis=1)
+    layers = [np.concatenate([_tile(head) for head in layer_1HTS[0, :, -PICTURED:, -PICTURED:].float().cpu().numpy()], axis=1)
               for layer_1HTS in maps]
     return _colour(np.concatenate(layers, axis=0))
 

@@ -49,6 +49,18 @@ def test_the_picture_is_black_where_the_future_is_and_brighter_where_the_weight_
             assert len(np.unique(bright[layer, head])) > 10
 
 
+def test_of_a_long_text_the_end_is_shown_as_it_is_when_the_whole_is_read():
+    model, ids, n = tiny.model(max_seq_len=80), tiny.tokens(70).tolist(), observe.PICTURED
+    maps = []
+    model.hidden(torch.tensor([ids]), maps=maps)
+    bright = tiles(attention_picture(model, ids), 2, 6, n)
+    shown = np.concatenate([np.concatenate([observe._tile(head.detach().numpy()) for head in layer[0, :, -n:, -n:]], 1)
+                            for layer in maps])
+    assert np.array_equal(attention_picture(model, ids), observe._colour(shown))
+    assert (bright[:, :, 0, 0] < 3 * 255).any()  # the first token shown looks at those before it, too
+    assert not np.array_equal(attention_picture(model, ids), attention_picture(model, ids[-n:]))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_looking_leaves_the_model_as_it_was(training):
     tokenizer = tiny.tokenizer()
@@ -73,7 +85,7 @@ def test_an_observer_shows_question_and_answer_side_by_side_and_the_first_ones_a
     rows = log.texts["samples", 7].splitlines()
     assert rows[:2] == ["| asked | answered |", "|---|---|"] and len(rows) == 4
     assert rows[2].startswith("| a&#124;b<br>&lt;c> | ") and all(row.count("|") == 3 for row in rows[2:])
-    assert np.array_equal(log.images["attention", 7], attention_picture(model, asked[0][1][-observe.PICTURED:]))
+    assert np.array_equal(log.images["attention", 7], attention_picture(model, asked[0][1]))
 
 
 def test_prompts_that_fill_the_context_are_left_out():
