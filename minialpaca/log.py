@@ -7,6 +7,7 @@ events show the same numbers, with sample answers and attention maps beside them
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -117,6 +118,11 @@ class RunLog:
     def close(self) -> None:
         self.file.close()
         self.board.close()
+
+
+def visible(text: str) -> str:
+    """Control characters (C0, DEL, C1) other than newline and tab as \\x1b, for terminals that would obey them."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def table(rows: list[tuple], heads: tuple[str, ...]) -> str:

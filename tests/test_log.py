@@ -6,7 +6,7 @@ import pytest
 
 from minialpaca import log
 from minialpaca.errors import UserError
-from minialpaca.log import PlainBar, RunLog, progress, table
+from minialpaca.log import PlainBar, RunLog, progress, table, visible
 
 
 class Clock:
@@ -103,7 +103,14 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):
         RunLog(tmp_path / "file", 0)
 
 
-# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+# ── texts and tables ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_control_characters_are_spelled_and_nothing_else_is_changed():
+    assert visible("a\x00\x1b[31m\r\x7f\x85\x9f") == r"a\x00\x1b[31m\x0d\x7f\x85\x9f"
+    assert visible("a\tb\n\n Café 漢字 😀 \xa0 \\x00 �") == "a\tb\n\n Café 漢字 😀 \xa0 \\x00 �"
+    assert [c for c in map(chr, range(0x300)) if visible(c) != c] == [
+        chr(c) for c in (*range(9), *range(11, 32), *range(127, 160))]
 
 
 def test_a_table_puts_texts_left_and_numbers_right():

@@ -6,7 +6,8 @@ import tiny
 import torch
 
 from minialpaca import observe
-from minialpaca.observe import CELL, attention_picture, observer
+from minialpaca.generate import generate
+from minialpaca.observe import CELL, attention_picture, continuations, observer
 
 
 class Log:
@@ -86,6 +87,35 @@ def test_an_observer_shows_question_and_answer_side_by_side_and_the_first_ones_a
     assert rows[:2] == ["| asked | answered |", "|---|---|"] and len(rows) == 4
     assert rows[2].startswith("| a&#124;b<br>&lt;c> | ") and all(row.count("|") == 3 for row in rows[2:])
     assert np.array_equal(log.images["attention", 7], attention_picture(model, asked[0][1]))
+
+
+def test_a_continuation_stands_behind_its_text_as_both_decode_together(monkeypatch):
+    tokenizer = tiny.tokenizer()
+    model = tiny.model(vocab_size=tokenizer.vocab_size, max_seq_len=60, init_std=0.3)
+    texts = ["The quick brown", "in Olten, near", "漢"]
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
+    prompts += [[tokenizer.bos], prompts[2][:-1], [5] * 60]  # nothing, half a character, and what fills the context
+    watch, log = continuations(tokenizer, prompts, 9, 60), Log()
+    pairs = watch.answers(model)
+    assert [text for text, _ in pairs] == [*texts, "", ""]
+    answers = [generate(model, [ids], tokenizer.eos, 9)[0] for ids in prompts[:5]]
+    assert ["".join(pair) for pair in pairs] == [tokenizer.decode([*p, *a]) for p, a in zip(prompts, answers)]
+    watch(model, log, 7)
+    rows = log.texts["samples", 7].splitlines()
+    assert rows[:2] == ["| text &#124; continuation |", "|---|"] and len(rows) == 7
+    assert rows[2].startswith("| The quick brown&#124;") and all(row.count("|") == 2 for row in rows[2:])
+    monkeypatch.setattr(observe, "generate_all", lambda model, prompts, *_: [tokenizer.encode("fox")] * len(prompts))
+    assert watch.answers(model)[::3] == [("The quick brown", " fox"), ("", "fox")]
+
+
+@pytest.mark.parametrize("made", [observer, continuations])
+def test_control_characters_are_shown_and_not_sent(made):
+    tokenizer = tiny.tokenizer()
+    bell = tokenizer._pieces.piece_to_id("<0x07>")
+    asked = [bell, 9] if made is continuations else ("\x07", [bell, 9])
+    watch, log = made(tokenizer, [asked], 3, 29), Log()
+    watch(tiny.model(vocab_size=tokenizer.vocab_size), log, 1)
+    assert r"\x07" in log.texts["samples", 1] and "\x07" not in log.texts["samples", 1]
 
 
 def test_prompts_that_fill_the_context_are_left_out():
