@@ -128,7 +128,7 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
                             help=f"{sentences[f.name]} (default {f.default})")
     parser.add_argument("--max-new-tokens", type=int, default=None,
                         help="The longest answer, in tokens; never more than the context has room for, which is the default.")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="Whose weights. (default best)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="The weights that were best in validation, or the last. (default best)")
     parser.add_argument("--device", default="auto",
                         help="auto (a GPU where there is one), cpu, cuda, cuda:1 or mps. (default auto)")
 
