@@ -21,7 +21,7 @@ from minialpaca.data.instructions import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
 from minialpaca.data.noise import ADDED, mask_tokens
 from minialpaca.errors import UserError, command
 from minialpaca.log import progress
-from minialpaca.observe import MaskObserver, Observer, SpanObserver, observer, spell
+from minialpaca.observe import MaskObserver, Observer, SpanObserver, continuations, spell
 from minialpaca.tasks.pretrain import TASKS, CorpusTask
 from minialpaca.tokenizer import Tokenizer
 from minialpaca.trainer import Trainer, refuse_unmeasured
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> None:
 
     print(f"\nbest validation loss {task.describe(state['best'])}")
     best_model, _ = run.load(folder, "best", device)
-    scripts.show_answers(watch.answers(best_model))
+    scripts.show_answers(watch.answers(best_model),
+                         scripts.CONTINUATION if settings.objective.name == "causal" else scripts.ANSWER)
     print(f"\n{folder} holds the run; curves: tensorboard --logdir {folder}")
 
 
@@ -62,7 +63,7 @@ def make_tokenizer(settings: PretrainConfig) -> Tokenizer:
     wanted = settings.tokenizer
     if wanted.path:
         return Tokenizer.load(wanted.path)
-    with progress(f"learning {wanted.kind} pieces", corpus.size(settings.data), "B") as bar:
+    with progress(f"learning {wanted.kind} pieces", corpus.size(settings.data, with_val=False), "B") as bar:
         prompts = [PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT] * (PROMPT_COPIES if wanted.kind != "char" else 0)
         texts = itertools.chain(corpus.texts(settings.data, bar.update), prompts)
         return Tokenizer.train(texts, wanted.kind, wanted.vocab_size)
@@ -80,8 +81,8 @@ def watcher(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer) ->
     """Shows how texts go on, or what is said about hidden parts of them."""
     limit, context = settings.samples.max_new_tokens, settings.model.max_seq_len
     if settings.objective.name == "causal":
-        return observer(tokenizer, beginnings(settings, task, tokenizer, 8), limit, context)
-    texts = [ids[:context] for _, ids in beginnings(settings, task, tokenizer, 32)]
+        return continuations(tokenizer, beginnings(settings, task, tokenizer, 8), limit, context)
+    texts = [ids[:context] for ids in beginnings(settings, task, tokenizer, 32)]
     if settings.objective.name == "masked":
         noised = [mask_tokens(np.array(ids), settings.objective, task.vocabulary, 0, i)[0].tolist()
                   for i, ids in enumerate(texts)]
@@ -90,13 +91,13 @@ def watcher(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer) ->
     return SpanObserver(tokenizer, [spell(tokenizer, ids) for ids in noised], noised, min(limit, context - 1))
 
 
-def beginnings(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer, n: int) -> list[tuple[str, list[int]]]:
+def beginnings(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer, n: int) -> list[list[int]]:
     """The given texts, or n tokens from here and there in the held-out text."""
     if settings.samples.prompts:
-        return [(text, [tokenizer.bos, *tokenizer.encode(text)]) for text in settings.samples.prompts]
+        return [[tokenizer.bos, *tokenizer.encode(text)] for text in settings.samples.prompts]
     spread = [i * len(task.val) // max(1, settings.samples.count) for i in range(settings.samples.count)]
     taken = [task.val.ids[i:i + n].tolist() for i in spread]
-    return [(tokenizer.decode(ids), ids) for ids in taken if ids]
+    return [ids for ids in taken if ids]
 
 
 if __name__ == "__main__":

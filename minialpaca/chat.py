@@ -4,7 +4,8 @@
 
 The model is tuned on single questions, so each line stands alone; nothing earlier is remembered.
 `/input TEXT` gives the next instruction its input, `/set temperature=0.8` changes the sampling,
-`/help` lists the commands, `/quit` (or the end of the input) leaves.
+`/help` lists the commands, Ctrl-C stops an answer, `/quit` (or Ctrl-C or the end of the input where
+a line is awaited) leaves.
 """
 
 import argparse
@@ -18,13 +19,15 @@ from minialpaca import run
 from minialpaca.config import FinetuneConfig
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError, command
-from minialpaca.generate import sampling_arguments, sampling_of, say
+from minialpaca.generate import at_least_one, sampling_arguments, sampling_of, say
 from minialpaca.sampling import Sampling
 
-HELP = """/input TEXT        give the next instruction an input
-/set NAME=VALUE    change the sampling: """ + ", ".join(f.name for f in dataclasses.fields(Sampling)) + """
-/show              print the sampling
-/quit              leave"""
+SETTINGS = {**{f.name: f.type for f in dataclasses.fields(Sampling)}, "max_new_tokens": int}
+HELP = f"""/input TEXT        give the next instruction an input
+/set NAME=VALUE    change the sampling: {', '.join(SETTINGS)}
+/show              print the sampling; each answer moves the seed on by one
+/quit              leave
+Ctrl-C             stop an answer; where a line is awaited, leave"""
 
 
 class Chat:
@@ -40,28 +43,50 @@ class Chat:
         if word == "/input":
             self.input = rest
         elif word == "/set":
-            self.how = changed(self.how, rest)
+            self.change(*setting(rest))
         elif word == "/show":
-            print(", ".join(f"{name}={value}" for name, value in dataclasses.asdict(self.how).items()))
+            shown = {**dataclasses.asdict(self.how), "max_new_tokens": self.max_new or "what fits"}
+            print(", ".join(f"{name}={value}" for name, value in shown.items()))
         elif word.startswith("/"):
+            if word != "/help":
+                print(f"error: {word}: unknown command; there are", file=sys.stderr)
             print(HELP)
         elif line.strip():
-            ids = prompt_ids(self.tokenizer, line.strip(), self.input)
-            self.input = ""
-            say(self.model, self.tokenizer, ids, self.max_new, self.how)
+            self.answer(line.strip())
         return True
 
+    def change(self, name: str, value: int | float) -> None:
+        if name == "max_new_tokens":
+            self.max_new = at_least_one(name, value)
+        else:
+            self.how = dataclasses.replace(self.how, **{name: value})
 
-def changed(how: Sampling, assignment: str) -> Sampling:
-    """`temperature=0.8` → the sampling with that value."""
-    name, _, value = (part.strip() for part in assignment.partition("="))
-    types = {f.name: f.type for f in dataclasses.fields(Sampling)}
-    if name not in types:
-        raise UserError(f"/set {name}: unknown; there are {', '.join(types)}")
+    def answer(self, instruction: str) -> None:
+        ids = prompt_ids(self.tokenizer, instruction, self.input)
+        self.input = ""
+        try:
+            say(self.model, self.tokenizer, ids, self.max_new, self.how)
+        except KeyboardInterrupt:  # from somebody who is there to ask the next question
+            if not sys.stdin.isatty():
+                raise
+            print(" [stopped]")
+        # With one seed the same question would draw the same answer again and again.
+        self.how = dataclasses.replace(self.how, seed=self.how.seed + 1)
+
+
+def setting(assignment: str) -> tuple[str, int | float]:
+    """`temperature=0.8` → ("temperature", 0.8)."""
+    name, equals, value = assignment.partition("=" if "=" in assignment else " ")
+    name, value = name.strip().replace("-", "_"), value.strip()
+    if name not in SETTINGS:
+        raise UserError(f"/set {name or 'what'}: {'unknown; there are' if name else 'write NAME=VALUE, with one of'} "
+                        f"{', '.join(SETTINGS)}")
+    if equals != "=":
+        raise UserError(f"/set {assignment.strip()}: write /set {name}={value or 'VALUE'}")
     try:
-        return dataclasses.replace(how, **{name: types[name](value)})
+        return name, SETTINGS[name](value)
     except ValueError:
-        raise UserError(f"/set {name}={value}: is no {types[name].__name__}") from None
+        raise UserError(f"/set {name}={value}: is no {SETTINGS[name].__name__}") from None
 
 
 @command
@@ -83,16 +108,18 @@ def main() -> None:
         print("Ask something; /help lists the commands.")
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  (line editing and history for input())
+    converse(chat)
+
+
+def converse(chat: Chat) -> None:
     while True:
         try:
-            going_on = chat.hear(input("> " if sys.stdin.isatty() else ""))
+            if not chat.hear(input("> " if sys.stdin.isatty() else "")):
+                return
         except EOFError:
             return
         except UserError as error:  # in a conversation a fault is answered, not the end
             print(f"error: {error}", file=sys.stderr)
-            continue
-        if not going_on:
-            return
 
 
 if __name__ == "__main__":

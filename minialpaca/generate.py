@@ -7,16 +7,17 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from minialpaca import run
 from minialpaca.cache import KVCache
-from minialpaca.config import FinetuneConfig
+from minialpaca.config import FinetuneConfig, field_docs
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError, command
+from minialpaca.log import visible
 from minialpaca.model import Source, Transformer
 from minialpaca.sampling import Sampling, choose
 from minialpaca.tokenizer import Tokenizer
@@ -88,43 +89,69 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 def answer_all(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_new: int,
                batch_size: int = 64, how: Sampling = Sampling()) -> list[str]:
-    """The answers as texts, computed in batches of similar length; each gets at most `max_new` tokens or the room it has."""
-    texts = [""] * len(prompts)
+    """The answers as texts; each gets at most `max_new` tokens or the room it has."""
+    return [tokenizer.decode(ids) for ids in generate_all(model, prompts, tokenizer.eos, max_new, batch_size, how)]
+
+
+def generate_all(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_new: int, batch_size: int = 64,
+                 how: Sampling = Sampling()) -> list[list[int]]:
+    """The new tokens of any number of prompts, in batches of similar length."""
+    answers: list[list[int]] = [[] for _ in prompts]
     rooms = [min(max_new, room(model, [prompt], None)) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for limit, alike in itertools.groupby(order, key=lambda i: rooms[i]):  # a long neighbour must not cut an answer
         alike = list(alike)
         for start in range(0, len(alike), batch_size):
             chosen = alike[start:start + batch_size]
-            answers = generate(model, [prompts[i] for i in chosen], tokenizer.eos, limit, how)
-            for i, ids in zip(chosen, answers):
-                texts[i] = tokenizer.decode(ids)
-    return texts
+            for i, ids in zip(chosen, generate(model, [prompts[i] for i in chosen], eos, limit, how)):
+                answers[i] = ids
+    return answers
+
+
+def begun(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
+    """The text of a prompt that something will follow: a character that its last bytes leave open is still to come."""
+    return "".join(itertools.islice(tokenizer.stream(prompt), len(prompt)))
+
+
+def continued(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterable[int]) -> Iterator[str]:
+    """The text of `tokens` as it stands behind the prompt's: `begun` and this are the text of both, decoded together."""
+    return itertools.islice(tokenizer.stream(itertools.chain(prompt, tokens)), len(prompt), None)
 
 
 # ── command line ─────────────────────────────────────────────────────────────────────────────────
 
 
 def sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    defaults = Sampling()
+    sentences = field_docs(Sampling)
     for f in dataclasses.fields(Sampling):
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=f.type, default=getattr(defaults, f.name))
-    parser.add_argument("--max-new-tokens", type=int, default=None, help="default: what the context has room for")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
-    parser.add_argument("--device", default="auto")
+        parser.add_argument(f"--{f.name.replace('_', '-')}", type=f.type, default=f.default,
+                            help=f"{sentences[f.name]} (default {f.default})")
+    parser.add_argument("--max-new-tokens", type=int, default=None,
+                        help="The longest answer, in tokens; never more than the context has room for, which is the default.")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="The weights that were best in validation, or the last. (default best)")
+    parser.add_argument("--device", default="auto",
+                        help="auto (a GPU where there is one), cpu, cuda, cuda:1 or mps. (default auto)")
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
+    if args.max_new_tokens is not None:
+        at_least_one("--max-new-tokens", args.max_new_tokens)
     return Sampling(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Sampling)})
 
 
-def say(model: Transformer, tokenizer: Tokenizer, ids: list[int], max_new: int | None, how: Sampling) -> None:
-    """Print an answer as it comes."""
-    tokens = (row[0] for row in stream(model, [ids], tokenizer.eos, max_new, how))
-    for text in tokenizer.stream(tokens):
-        print(text, end="", flush=True)
+def at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise UserError(f"{name} {value}: must be at least 1")
+    return value
+
+
+def say(model: Transformer, tokenizer: Tokenizer, ids: list[int], max_new: int | None, how: Sampling,
+        goes_on: bool = False) -> None:
+    """Print as it comes an answer, or with `goes_on` what stands behind the text of `ids`; at most what fits the context."""
+    fits = room(model, [ids], None)
+    tokens = (row[0] for row in stream(model, [ids], tokenizer.eos, min(max_new or fits, fits), how))
+    for text in continued(tokenizer, ids, tokens) if goes_on else tokenizer.stream(tokens):
+        print(visible(text), end="", flush=True)
     print()
 
 
@@ -132,7 +159,7 @@ def say(model: Transformer, tokenizer: Tokenizer, ids: list[int], max_new: int |
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minialpaca.generate", description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run folder; a pretrained one goes on with the text, a tuned one answers")
-    parser.add_argument("text", nargs="+", help="the instruction (several are answered in turn)")
+    parser.add_argument("text", nargs="+", help="the instruction, or the text to go on from (several are taken in turn)")
     parser.add_argument("--input", default="", help="the instruction's input")
     sampling_arguments(parser)
     args = parser.parse_args()
@@ -143,9 +170,13 @@ def main() -> None:
     model, tokenizer = run.load(args.run, args.checkpoint, run.pick_device(args.device))
     if args.input and not is_tuned:
         raise UserError(f"{args.run}: is a pretraining run, which knows no --input; give a finetune.py run")
-    for text in args.text:
-        ids = prompt_ids(tokenizer, text, args.input) if is_tuned else [tokenizer.bos, *tokenizer.encode(text)]
-        say(model, tokenizer, ids, args.max_new_tokens, how)
+    prompts = [prompt_ids(tokenizer, text, args.input) if is_tuned else [tokenizer.bos, *tokenizer.encode(text)]
+               for text in args.text]
+    room(model, prompts, None)  # a text that is too long is refused before the first is answered
+    for i, (text, ids) in enumerate(zip(args.text, prompts)):
+        if len(prompts) > 1:
+            print("\n" * (i > 0) + visible(f"> {text}"))
+        say(model, tokenizer, ids, args.max_new_tokens, how, goes_on=not is_tuned)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ events show the same numbers, with sample answers and attention maps beside them
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -84,11 +85,17 @@ class RunLog:
         """Drop what a killed run logged after its last checkpoint; those steps are about to be repeated."""
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-                if line.endswith("\n") and step > 0 and json.loads(line)["step"] <= step]
+        lines = enumerate(self.path.read_bytes().splitlines(keepends=True), 1)
+        kept = [line for number, line in lines if line.endswith(b"\n") and step > 0 and self._step_of(line, number) <= step]
         part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(kept), encoding="utf-8")
+        part.write_bytes(b"".join(kept))
         os.replace(part, self.path)
+
+    def _step_of(self, line: bytes, number: int) -> int:
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{self.path}, line {number}: is no JSON object with a step; remove the line and start again") from None
 
     def metrics(self, record: dict[str, float]) -> None:
         """One line in metrics.jsonl, one point in each TensorBoard curve."""
@@ -111,6 +118,11 @@ class RunLog:
     def close(self) -> None:
         self.file.close()
         self.board.close()
+
+
+def visible(text: str) -> str:
+    """Control characters (C0, DEL, C1) other than newline and tab as \\x1b, for terminals that would obey them."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def table(rows: list[tuple], heads: tuple[str, ...]) -> str:

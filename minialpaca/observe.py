@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minialpaca.generate import answer_all, generate
-from minialpaca.log import RunLog
+from minialpaca.generate import answer_all, begun, continued, generate, generate_all
+from minialpaca.log import RunLog, visible
 from minialpaca.model import Transformer
 from minialpaca.tokenizer import Tokenizer
 
@@ -27,9 +27,8 @@ class Observer:
 
     def __call__(self, model: Transformer, log: RunLog, step: int) -> None:
         if self.prompts:
-            rows = "\n".join(f"| {_cell(q)} | {_cell(a)} |" for q, a in self.answers(model))
-            log.text("samples", f"| asked | answered |\n|---|---|\n{rows}", step)
-            log.image("attention", attention_picture(model, self.prompts[0][-PICTURED:]), step)
+            log.text("samples", self.markdown(self.answers(model)), step)
+            log.image("attention", attention_picture(model, self.prompts[0]), step)
 
     def answers(self, model: Transformer) -> list[tuple[str, str]]:
         was_training = model.training
@@ -39,8 +38,24 @@ class Observer:
         model.train(was_training)
         return list(zip(self.questions, answers))
 
+    def markdown(self, pairs: list[tuple[str, str]]) -> str:
+        return "\n".join(["| asked | answered |", "|---|---|", *(f"| {_cell(q)} | {_cell(a)} |" for q, a in pairs)])
+
     def reply(self, model: Transformer) -> list[str]:
         return answer_all(model, self.tokenizer, self.prompts, self.max_new)
+
+
+@dataclass(frozen=True)
+class ContinuationObserver(Observer):
+    """The prompts are beginnings; the answers stand behind them, so that both joined are the text decoded together."""
+
+    def markdown(self, pairs: list[tuple[str, str]]) -> str:
+        """In one cell: two would lose the space between them."""
+        return "\n".join(["| text &#124; continuation |", "|---|", *(f"| {_cell(f'{q}|{a}')} |" for q, a in pairs)])
+
+    def reply(self, model: Transformer) -> list[str]:
+        answers = generate_all(model, self.prompts, self.tokenizer.eos, self.max_new)
+        return ["".join(continued(self.tokenizer, ids, answer)) for ids, answer in zip(self.prompts, answers)]
 
 
 @dataclass(frozen=True)
@@ -82,11 +97,17 @@ def observer(tokenizer: Tokenizer, asked: Sequence[tuple[str, list[int]]], max_n
     return Observer(tokenizer, [q for q, _ in fitting], [ids for _, ids in fitting], max_new)
 
 
+def continuations(tokenizer: Tokenizer, beginnings: Sequence[list[int]], max_new: int, context: int) -> Observer:
+    fitting = [ids for ids in beginnings if len(ids) < context]
+    return ContinuationObserver(tokenizer, [begun(tokenizer, ids) for ids in fitting], fitting, max_new)
+
+
 @torch.no_grad()
 def attention_picture(model: Transformer, ids: Sequence[int]) -> np.ndarray:
     """One tile per head, layers downwards, heads to the right; in a tile, queries downwards and keys to the right.
 
-    Dark is 0, bright is 1. Returns (height, width, 3) bytes.
+    The whole text is read, as when it is asked; of a longer one the last PICTURED tokens are shown, and what they give
+    to those before is left out. Dark is 0, bright is 1. Returns (height, width, 3) bytes.
     """
     was_training = model.training
     model.eval()
@@ -95,7 +116,7 @@ def attention_picture(model: Transformer, ids: Sequence[int]) -> np.ndarray:
     sources = model.encode(tokens_BT) if model.two_stacks else None  # then the decoder's, reading the source itself
     model.hidden(tokens_BT, maps=maps, sources=sources)
     model.train(was_training)
-    layers = [np.concatenate([_tile(head) for head in layer_1HTS[0].float().cpu().numpy()], axis=1)
+    layers = [np.concatenate([_tile(head) for head in layer_1HTS[0, :, -PICTURED:, -PICTURED:].float().cpu().numpy()], axis=1)
               for layer_1HTS in maps]
     return _colour(np.concatenate(layers, axis=0))
 
@@ -114,5 +135,5 @@ def _colour(values_HW: np.ndarray) -> np.ndarray:
 
 def _cell(text: str) -> str:
     """A text inside a Markdown table: no line break, no bar, no markup."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
+    escaped = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
     return escaped.replace("\n", "<br>") or " "

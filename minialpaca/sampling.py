@@ -25,7 +25,7 @@ class Sampling:
     min_p: float = 0.0
     """Keep tokens at least min_p times as likely as the likeliest; 0 keeps all."""
     repetition_penalty: float = 1.0
-    """Makes tokens that occurred before less likely; 1 does nothing."""
+    """Above 1 makes tokens less likely that occurred before, in the answer or anywhere in the prompt; 1 does nothing."""
     seed: int = 0
     """Fixes the draws."""
 

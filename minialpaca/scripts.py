@@ -8,8 +8,10 @@ from torch import nn
 
 from minialpaca import config
 from minialpaca.errors import UserError
-from minialpaca.log import table
+from minialpaca.log import table, visible
 from minialpaca.optim import DECAYS, roles
+
+ANSWER, CONTINUATION = "> {}\n{}", "{}|{}"  # a text and what goes on from it stand as one, a bar where the model begins
 
 
 def parse(form: type, default: str, about: str, arguments: list[str]):
@@ -44,6 +46,6 @@ def show_parameters(model: nn.Module, device: torch.device) -> None:
     print(f"on {device}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads\n")
 
 
-def show_answers(pairs: list[tuple[str, str]]) -> None:
+def show_answers(pairs: list[tuple[str, str]], form: str = ANSWER) -> None:
     for asked, answered in pairs:
-        print(f"\n> {asked}\n{answered}")
+        print("\n" + visible(form.format(asked, answered)))

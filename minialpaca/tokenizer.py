@@ -98,8 +98,9 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"the text is not valid Unicode at character {error.start} ({error.reason}); "
-                            "it was probably not UTF-8") from None
+            # No position: the text may stand inside a prompt that the user did not write.
+            raise UserError(f"the text is not valid Unicode: it holds {ascii(error.object[error.start])}, half a "
+                            "surrogate pair; it was probably not UTF-8") from None
         head, *rest = text.split(SPACE)
         ids = self._pieces.encode(head) if starts else self._continue(head)
         for part in rest:  # a real U+2581 would come back as a space: spell it in bytes

@@ -14,6 +14,7 @@ from running import in_process, refused
 import finetune
 import train
 from minialpaca import chat, config, generate
+from minialpaca.sampling import Sampling
 from minialpaca.tokenizer import Tokenizer
 
 
@@ -424,9 +425,37 @@ def test_generate_answers_each_instruction_or_goes_on_with_a_text(tuned, pretrai
                   "1").code == 0
 
 
+def test_several_texts_are_told_apart_and_a_limit_beyond_the_context_is_the_context(tuned, pretrained, monkeypatch):
+    for folder in (tuned, pretrained):
+        alone = [module(generate.main, monkeypatch, folder, text, "--max-new-tokens", "1000").out
+                 for text in ("Mira has", "How\tmany?")]
+        assert module(generate.main, monkeypatch, folder, "Mira has").out == alone[0]
+        together = module(generate.main, monkeypatch, folder, "Mira has", "How\tmany?")
+        assert together.out == f"> Mira has\n{alone[0]}\n> How\tmany?\n{alone[1]}"
+
+
+def test_a_pretrained_run_shows_texts_that_go_on_and_a_tuned_one_answers(pretrain_command, tmp_path, tuned, monkeypatch):
+    outcome = pretrain(pretrain_command, tmp_path / "run", "train.steps=1", 'samples.prompts=["Mira has", "Bado"]')
+    one, other = outcome.out.split("\n\n")[-3:-1]
+    goes_on = module(generate.main, monkeypatch, tmp_path / "run", "Mira has", "--max-new-tokens", "4").out
+    assert f"{one}\n" == f"Mira has|{goes_on}" and other.startswith("Bado|")
+
+
+@pytest.mark.parametrize("main", [generate.main, chat.main])
+def test_help_gives_each_setting_of_the_sampling_a_sentence_and_its_default(monkeypatch, main):
+    outcome = module(main, monkeypatch, "--help")
+    assert outcome.code == 0 and outcome.err == ""
+    said = "".join(outcome.out.split())
+    for name, sentence in config.field_docs(Sampling).items():
+        assert "".join(f"{sentence} (default {getattr(Sampling(), name)})".split()) in said
+        assert f"--{name.replace('_', '-')}" in said
+    assert "anywhereintheprompt" in said and "nevermorethanthecontexthasroomfor" in said and "(defaultbest)" in said
+
+
 @pytest.mark.parametrize("arguments, said", [
     (["a " * 300], ["the prompt has ", "tokens where the context holds 96; shorten it"]),
-    (["a", "--max-new-tokens", "90"], ["and 90 new ones do not fit the context of 96; ask for at most"]),
+    (["a", "b", "a " * 300], ["the prompt has "]),
+    (["a", "--seed", "9" * 30], ["must lie in 0 …"]),
     (["a", "--max-new-tokens", "0"], ["--max-new-tokens 0: must be at least 1"]),
     (["a", "--temperature", "-1"], ["temperature = -1.0: must not be negative"]),
     (["a", "--top-p", "2"], ["top_p = 2.0: must lie in 0 … 1"]),

@@ -8,9 +8,11 @@ import tiny
 import torch
 from spelled import listed
 
+from minialpaca import generate as generate_module
 from minialpaca.data.batch import fill_right
 from minialpaca.errors import UserError
-from minialpaca.generate import answer_all, generate, pad_left, room, stream
+from minialpaca.generate import answer_all, begun, continued, generate, pad_left, room, say, stream
+from minialpaca.log import visible
 from minialpaca.sampling import Sampling
 
 NEVER = -1  # an end that no token is
@@ -196,6 +198,39 @@ def test_the_streamed_text_is_the_decoded_answer(speaker):
         ids = generate(model, [prompt], tokenizer.eos, 12, how)[0]
         tokens = (step[0] for step in stream(model, [prompt], tokenizer.eos, 12, how))
         assert "".join(tokenizer.stream(tokens)) == tokenizer.decode(ids) != ""
+
+
+def test_what_is_said_is_what_is_generated_and_at_most_fits_the_context(speaker, capsys):
+    model, tokenizer, prompts = speaker
+    for prompt in prompts[::3]:
+        ids = generate(model, [prompt], tokenizer.eos)[0]
+        say(model, tokenizer, prompt, 1000, Sampling(), goes_on=True)
+        behind = capsys.readouterr().out
+        assert begun(tokenizer, prompt) + behind == visible(tokenizer.decode([*prompt, *ids])) + "\n"
+        say(model, tokenizer, prompt, None, Sampling())
+        answer = capsys.readouterr().out
+        assert answer == visible(tokenizer.decode(ids)) + "\n"
+
+
+def test_the_space_between_a_text_and_its_continuation_is_the_continuations(speaker, capsys, monkeypatch):
+    model, tokenizer, _ = speaker
+    text = "The quick 漢字 fox 😀"
+    ids = tokenizer.encode(text)
+    for i in range(len(ids) + 1):
+        assert begun(tokenizer, ids[:i]) + "".join(continued(tokenizer, ids[:i], ids[i:])) == text
+    monkeypatch.setattr(generate_module, "stream", lambda *_: iter([i] for i in tokenizer.encode("fox")))
+    say(model, tokenizer, tokenizer.encode("The quick brown"), None, Sampling(), goes_on=True)
+    say(model, tokenizer, tokenizer.encode("Which animal?"), None, Sampling())
+    assert capsys.readouterr().out == " fox\nfox\n"
+
+
+def test_an_answer_cannot_command_the_terminal(speaker, capsys, monkeypatch):
+    model, tokenizer, prompts = speaker
+    ids = [tokenizer._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in (*b"\x1b\x00", *"\x9b".encode())]
+    monkeypatch.setattr(generate_module, "stream", lambda *_: iter([i] for i in ids))
+    say(model, tokenizer, prompts[0], None, Sampling())
+    assert capsys.readouterr().out == "\\x1b\\x00\\x9b\n"
+    assert tokenizer.decode(ids) == "\x1b\x00\x9b"  # files get what was answered
 
 
 def test_generating_keeps_no_graph():

@@ -6,7 +6,7 @@ import pytest
 
 from minialpaca import log
 from minialpaca.errors import UserError
-from minialpaca.log import PlainBar, RunLog, progress, table
+from minialpaca.log import PlainBar, RunLog, progress, table, visible
 
 
 class Clock:
@@ -82,6 +82,15 @@ def test_a_continued_log_forgets_what_came_after_its_checkpoint(tmp_path, tail):
     assert not (tmp_path / "metrics.jsonl.part").exists()
 
 
+@pytest.mark.parametrize("broken", [b'{"a\n{"step"', b'{"a"}\n', b'{"loss": 1}\n', b"7\n", b'{"step": null}\n', b"\n", b"\xff\n"])
+def test_a_broken_line_is_named_and_the_file_left_alone(tmp_path, broken):
+    path, content = tmp_path / "metrics.jsonl", b'{"step": 0}\n{"step": 1, "loss": 2}\n' + broken
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 3: is no JSON object with a step; remove the line"):
+        RunLog(tmp_path, 2)
+    assert path.read_bytes() == content
+
+
 def test_a_run_from_the_beginning_forgets_everything(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val_loss": 3}\n{"step": 1}\n', encoding="utf-8")
     RunLog(tmp_path, 0).close()
@@ -94,7 +103,14 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):
         RunLog(tmp_path / "file", 0)
 
 
-# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+# ── texts and tables ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_control_characters_are_spelled_and_nothing_else_is_changed():
+    assert visible("a\x00\x1b[31m\r\x7f\x85\x9f") == r"a\x00\x1b[31m\x0d\x7f\x85\x9f"
+    assert visible("a\tb\n\n Café 漢字 😀 \xa0 \\x00 �") == "a\tb\n\n Café 漢字 😀 \xa0 \\x00 �"
+    assert [c for c in map(chr, range(0x300)) if visible(c) != c] == [
+        chr(c) for c in (*range(9), *range(11, 32), *range(127, 160))]
 
 
 def test_a_table_puts_texts_left_and_numbers_right():

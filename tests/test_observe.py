@@ -7,7 +7,7 @@ import torch
 
 from minialpaca import observe
 from minialpaca.generate import generate
-from minialpaca.observe import CELL, MaskObserver, SpanObserver, attention_picture, observer, spell
+from minialpaca.observe import CELL, MaskObserver, SpanObserver, attention_picture, continuations, observer, spell
 
 
 class Log:
@@ -50,6 +50,18 @@ def test_the_picture_is_black_where_the_future_is_and_brighter_where_the_weight_
             assert len(np.unique(bright[layer, head])) > 10
 
 
+def test_of_a_long_text_the_end_is_shown_as_it_is_when_the_whole_is_read():
+    model, ids, n = tiny.model(max_seq_len=80), tiny.tokens(70).tolist(), observe.PICTURED
+    maps = []
+    model.hidden(torch.tensor([ids]), maps=maps)
+    bright = tiles(attention_picture(model, ids), 2, 6, n)
+    shown = np.concatenate([np.concatenate([observe._tile(head.detach().numpy()) for head in layer[0, :, -n:, -n:]], 1)
+                            for layer in maps])
+    assert np.array_equal(attention_picture(model, ids), observe._colour(shown))
+    assert (bright[:, :, 0, 0] < 3 * 255).any()  # the first token shown looks at those before it, too
+    assert not np.array_equal(attention_picture(model, ids), attention_picture(model, ids[-n:]))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_looking_leaves_the_model_as_it_was(training):
     tokenizer = tiny.tokenizer()
@@ -74,7 +86,36 @@ def test_an_observer_shows_question_and_answer_side_by_side_and_the_first_ones_a
     rows = log.texts["samples", 7].splitlines()
     assert rows[:2] == ["| asked | answered |", "|---|---|"] and len(rows) == 4
     assert rows[2].startswith("| a&#124;b<br>&lt;c> | ") and all(row.count("|") == 3 for row in rows[2:])
-    assert np.array_equal(log.images["attention", 7], attention_picture(model, asked[0][1][-observe.PICTURED:]))
+    assert np.array_equal(log.images["attention", 7], attention_picture(model, asked[0][1]))
+
+
+def test_a_continuation_stands_behind_its_text_as_both_decode_together(monkeypatch):
+    tokenizer = tiny.tokenizer()
+    model = tiny.model(vocab_size=tokenizer.vocab_size, max_seq_len=60, init_std=0.3)
+    texts = ["The quick brown", "in Olten, near", "漢"]
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
+    prompts += [[tokenizer.bos], prompts[2][:-1], [5] * 60]  # nothing, half a character, and what fills the context
+    watch, log = continuations(tokenizer, prompts, 9, 60), Log()
+    pairs = watch.answers(model)
+    assert [text for text, _ in pairs] == [*texts, "", ""]
+    answers = [generate(model, [ids], tokenizer.eos, 9)[0] for ids in prompts[:5]]
+    assert ["".join(pair) for pair in pairs] == [tokenizer.decode([*p, *a]) for p, a in zip(prompts, answers)]
+    watch(model, log, 7)
+    rows = log.texts["samples", 7].splitlines()
+    assert rows[:2] == ["| text &#124; continuation |", "|---|"] and len(rows) == 7
+    assert rows[2].startswith("| The quick brown&#124;") and all(row.count("|") == 2 for row in rows[2:])
+    monkeypatch.setattr(observe, "generate_all", lambda model, prompts, *_: [tokenizer.encode("fox")] * len(prompts))
+    assert watch.answers(model)[::3] == [("The quick brown", " fox"), ("", "fox")]
+
+
+@pytest.mark.parametrize("made", [observer, continuations])
+def test_control_characters_are_shown_and_not_sent(made):
+    tokenizer = tiny.tokenizer()
+    bell = tokenizer._pieces.piece_to_id("<0x07>")
+    asked = [bell, 9] if made is continuations else ("\x07", [bell, 9])
+    watch, log = made(tokenizer, [asked], 3, 29), Log()
+    watch(tiny.model(vocab_size=tokenizer.vocab_size), log, 1)
+    assert r"\x07" in log.texts["samples", 1] and "\x07" not in log.texts["samples", 1]
 
 
 def test_prompts_that_fill_the_context_are_left_out():

@@ -8,6 +8,7 @@ import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError
 from minialpaca.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
@@ -223,6 +224,13 @@ def test_a_missing_vocabulary_is_refused_by_name(tmp_path):
 def test_a_vocabulary_without_begin_or_end_is_refused(absent):
     with pytest.raises(UserError, match="has no <s> or no </s>"):
         Tokenizer(trained(**{**LLAMA, absent: -1}))
+
+
+def test_what_is_no_unicode_is_refused_by_what_it_holds_and_not_by_a_place_in_the_prompt():
+    with pytest.raises(UserError) as caught:
+        prompt_ids(tiny.tokenizer(), "caf\udce9?")
+    assert str(caught.value).startswith("the text is not valid Unicode: it holds '\\udce9', ")
+    assert not any(c.isdigit() for c in str(caught.value).replace("udce9", "").replace("UTF-8", ""))
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────

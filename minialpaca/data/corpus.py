@@ -42,12 +42,18 @@ def parts(cfg: CorpusConfig, sources: tuple[str, ...], on_bytes: OnBytes = lambd
     read: set[Path] = set()  # a file that two sources name is read once
     for source in sources:
         if world.is_world(source):
-            yield from ((document, True) for document in world.corpus(world.World.build(world.seed_of(source))))
+            yield from _world_parts(source, on_bytes)
         else:
             for path in expand([source], SUFFIXES):
                 if path.resolve() not in read:
                     read.add(path.resolve())
                     yield from _file_parts(path, cfg, on_bytes)
+
+
+def _world_parts(source: str, on_bytes: OnBytes) -> Iterator[Part]:
+    for document in world.corpus(world.World.build(world.seed_of(source))):
+        on_bytes(len(document.encode()))
+        yield document, True
 
 
 def _file_parts(path: Path, cfg: CorpusConfig, on_bytes: OnBytes) -> Iterator[Part]:
@@ -145,11 +151,13 @@ def _encode(stream: Iterator[Part], tokenizer: Tokenizer, writer: TokenWriter,
         writer.move_tail(val_writer, val_fraction)
 
 
-def size(cfg: CorpusConfig) -> int:
-    """Bytes on disk of all sources; every file is looked for, and none may be on both sides."""
+def size(cfg: CorpusConfig, with_val: bool = True) -> int:
+    """Bytes to be read, on disk or told by the world; every file is looked for, and none may be on both sides."""
     source, val_source = ([s for s in sources if not world.is_world(s)] for sources in (cfg.source, cfg.val_source))
     refuse_shared(source, val_source, SUFFIXES, "data.val_source")
-    return sum(path.stat().st_size for path in expand([*source, *val_source], SUFFIXES))
+    worlds = [s for s in (*cfg.source, *(cfg.val_source if with_val else ())) if world.is_world(s)]
+    told = sum(len(text.encode()) for s in worlds for text, _ in _world_parts(s, lambda n: None))
+    return told + sum(path.stat().st_size for path in expand([*source, *(val_source if with_val else ())], SUFFIXES))
 
 
 def _fingerprint(cfg: CorpusConfig, tokenizer: Tokenizer) -> str:

@@ -78,6 +78,15 @@ def fit_context(example: Example, context: int, policy: str, place: str = "") ->
     return cut if policy == "truncate_response" and cut.labels[-1] != IGNORE else None
 
 
+def by_file(rows: Sequence[Row]) -> str:
+    """`a.json record 3, 9; b.jsonl line 2`: where rows stand, each file named once; a row of no file by its question."""
+    places: dict[str, list[str]] = {}
+    for row in rows:
+        file, _, number = row.place.rpartition(" ")
+        places.setdefault(file, []).append(number or repr(row.instruction[:40]))
+    return "; ".join(f"{file} {', '.join(numbers)}".lstrip() for file, numbers in places.items())
+
+
 # ── examples ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -89,13 +98,13 @@ class Examples:
     def __init__(self, rows: list[Row], tokenizer: Tokenizer, context: int, over_long: str, name: str):
         self.tokenizer, self.counts = tokenizer, Counter(read=len(rows))
         self.examples: list[Example] = []
-        self.over_long: list[str] = []  # where they stand
+        self.over_long: list[Row] = []
         for row in rows:
             self._take(row, context, over_long)
         self.counts["repeated"] = len(rows) - len(set(rows))
         print(f"{name}: {self.describe(over_long)}")
         if self.over_long:
-            print(f"{name}, over-long: {', '.join(self.over_long[:10])}{' …' if len(self.over_long) > 10 else ''}")
+            print(f"{name}, over-long: {by_file(self.over_long[:10])}{' …' if len(self.over_long) > 10 else ''}")
         if not self.examples:
             raise UserError(f"{name}: none of {len(rows)} examples is left (context {context}, data.over_long = "
                             f"{over_long}): {self.describe(over_long)}; lengthen the context or the data")
@@ -108,7 +117,7 @@ class Examples:
         fitted = fit_context(example, context, over_long, row.place)
         if fitted is not example:
             self.counts["dropped" if fitted is None else "truncated"] += 1
-            self.over_long.append(row.place or repr(row.instruction[:40]))
+            self.over_long.append(row)
         if fitted is not None:
             self.examples.append(fitted)
 

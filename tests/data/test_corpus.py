@@ -16,6 +16,7 @@ from minialpaca.data import corpus, token_file, world
 from minialpaca.data.corpus import Windows, parts, prepare, size, texts
 from minialpaca.data.token_file import TokenFile, TokenWriter
 from minialpaca.errors import UserError
+from minialpaca.log import PlainBar
 
 
 def written(path, content):
@@ -87,7 +88,21 @@ def test_the_world_is_a_source_among_others(tmp_path):
     path = written(tmp_path / "a.txt", "mine\n")
     told = list(world.corpus(world.World.build(4)))
     assert documents(config("world:4", path)) == [*told, "mine\n"]
-    assert size(config("world:4", path)) == 5
+    assert size(config("world:4", path)) == 5 + sum(map(len, told))
+
+
+@pytest.mark.parametrize("val_source", [(), ("world:5",), ("held.jsonl",)])
+def test_the_progress_bars_come_to_exactly_their_end(tmp_path, tokenizer, monkeypatch, val_source):
+    """Learning reads `source` alone, writing both; what the world tells counts like a file."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "held.jsonl", '{"text": "held out"}\n' * 9)
+    monkeypatch.setattr(world, "corpus", lambda built: ["Mirava lives in Olten.", "Ein Café."] * 20)
+    cfg = config("world:4", written(tmp_path / "a.txt", "mine\n"), val_source=val_source)
+    read, bars = [], []
+    assert len(list(texts(cfg, read.append))) == 41 and sum(read) == size(cfg, with_val=False) == 20 * 32 + 5
+    monkeypatch.setattr(corpus, "progress", lambda *about: bars.append(PlainBar(about[1], about[0], about[2])) or bars[-1])
+    prepare(cfg, tokenizer, tmp_path / "tokens")
+    assert bars[0].n == bars[0].total == size(cfg) and (size(cfg) > sum(read)) == bool(val_source)
 
 
 # ── token files ──────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minialpaca.data import instructions
 from minialpaca.data.batch import collate
-from minialpaca.data.instructions import Example, Examples, encode, fit_context, prompt_ids, prompt_text
+from minialpaca.data.instructions import Example, Examples, by_file, encode, fit_context, prompt_ids, prompt_text
 from minialpaca.data.rows import Row
 from minialpaca.errors import UserError
 from minialpaca.objectives import IGNORE, next_token_pairs
@@ -138,6 +138,16 @@ def test_counts_are_exact_and_said(tokenizer, capsys, policy):
     assert said.startswith(f"training: {62 - dropped} of 64 examples, ") and "over-long: " in said.splitlines()[1]
     assert f"over_long = {policy}: {dropped} dropped, {truncated} truncated; " in said
     assert said.splitlines()[0].endswith("; 2 without an output left out; 1 repeat another")
+
+
+def test_over_long_rows_are_listed_with_each_file_named_once(tokenizer, capsys):
+    files = ["a long name.json record"] * 8 + ["b.jsonl line"] * 4
+    rows = [Row(f"{i} " + "long prompt " * 40, "", "a", place=f"{file} {i}") for i, file in enumerate(files)]
+    Examples([*rows, Row("short", "", "a")], tokenizer, 200, "drop", "training")
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "training, over-long: a long name.json record 0, 1, 2, 3, 4, 5, 6, 7; b.jsonl line 8, 9 …")
+    assert by_file([Row("of no file", "", "a"), rows[0], Row("nor this", "", "b")]) == (
+        "'of no file', 'nor this'; a long name.json record 0")
 
 
 def test_where_nothing_is_left_the_counts_say_why(tokenizer):

@@ -312,6 +312,23 @@ def test_main_says_in_one_line_that_it_cannot_write(tmp_path, capsys):
     assert streams.out == "" and streams.err.count("\n") == 1 and str(tmp_path / "file") in streams.err
 
 
+@pytest.mark.parametrize("name", ["corpus.txt", "train.json", "validation.json", "test.json"])
+def test_main_overwrites_nothing(tmp_path, capsys, name):
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: holds {name} already; name another folder, or move what is there\n"
+    assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text(encoding="utf-8") == "mine"
+
+
+def test_help_says_how_the_files_are_used(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    said = "".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "data.documents=line" in said and "data.test_source" in said
+
+
 def test_the_files_read_back_as_the_same_rows(tmp_path):
     main([str(tmp_path), "--seed", "2"])
     for name, split in zip(SPLITS, Told(2).splits):
