@@ -411,6 +411,11 @@ class SampleConfig:
                       "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1")})
 
 
+def _refuse_idle_r_drop(loss: LossConfig, dropout: float, name: str) -> None:
+    """Without dropout both passes are one, at twice the price."""
+    _check(loss, {"r_drop": (not loss.r_drop or dropout > 0, f"compares two passes with dropout; set {name}, or loss.r_drop=0")})
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Everything `train.py` needs to know."""
@@ -426,6 +431,7 @@ class PretrainConfig:
     samples: SampleConfig = SampleConfig()
 
     def __post_init__(self):
+        _refuse_idle_r_drop(self.loss, self.model.dropout, "model.dropout")
         needed = ARCHITECTURE_OF[self.objective.name]
         _check(self.objective, {"name": (self.model.architecture == needed, f"is for another architecture than model.architecture = "
                                          f"{self.model.architecture!r}; set model.architecture={needed}")})
@@ -445,6 +451,9 @@ class FinetuneConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
     train: TrainConfig = TrainConfig(epochs=3.0)
     samples: SampleConfig = SampleConfig()
+
+    def __post_init__(self):
+        _refuse_idle_r_drop(self.loss, self.base.dropout, "base.dropout")
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────

@@ -215,6 +215,13 @@ def test_numbers_beyond_all_bounds_are_refused(override, said):
         load(PretrainConfig, None, [override])
 
 
+@pytest.mark.parametrize(("form", "name"), [(PretrainConfig, "model.dropout"), (FinetuneConfig, "base.dropout")])
+def test_r_drop_without_dropout_is_refused(form, name):
+    with pytest.raises(UserError, match=rf"loss\.r_drop = 1\.0: compares two passes with dropout; set {name}"):
+        load(form, None, ["loss.r_drop=1"])
+    assert load(form, None, ["loss.r_drop=1", f"{name}=0.1"]).loss.r_drop == 1
+
+
 def test_an_empty_name_is_no_config():
     with pytest.raises(UserError):
         load(PretrainConfig, "")

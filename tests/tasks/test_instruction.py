@@ -22,7 +22,7 @@ def make(sources, tokenizer):
 @pytest.mark.parametrize("changes", [["loss.label_smoothing=0.3"], ["loss.r_drop=5"],
                                      ["loss.label_smoothing=0.1", "loss.r_drop=1"]], ids=" ".join)
 def test_smoothing_and_r_drop_are_for_training_alone(make, tokenizer, changes):
-    plain, task = make(), make(*changes)
+    plain, task = make(), make("base.dropout=0.3", *changes)
     model = tiny.model(vocab_size=tokenizer.vocab_size, max_seq_len=128, dropout=0.3).double()
     cpu = torch.device("cpu")
     assert evaluate(model.train(), task, cpu) == evaluate(model, plain, cpu)

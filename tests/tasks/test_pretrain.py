@@ -198,7 +198,7 @@ def test_smoothing_and_r_drop_are_for_training_alone(make, kind):
     plain = make(kind)
     model = model_for(plain, dropout=0.3)
     for changes in (["loss.label_smoothing=0.3"], ["loss.r_drop=5"], ["loss.label_smoothing=0.1", "loss.r_drop=1"]):
-        task = make(kind, *changes)
+        task = make(kind, "model.dropout=0.3", *changes)
         assert evaluate(model.train(), task, CPU) == evaluate(model, plain, CPU)
 
         def loss(of):
