@@ -73,8 +73,8 @@ def test_last_and_best_are_kept_and_no_others(tmp_path):
 def test_an_old_folder_goes_only_after_the_pointers_moved(tmp_path, monkeypatch):
     save(tmp_path, 1, best=True)
     seen = []
-    clean = checkpoint._clean
-    monkeypatch.setattr(checkpoint, "_clean",
+    clean = checkpoint.clean
+    monkeypatch.setattr(checkpoint, "clean",
                         lambda folder: (seen.append((folders(tmp_path), value_of(tmp_path))), clean(folder)))
     save(tmp_path, 2, best=True)
     assert seen == [(["step-000001", "step-000002"], 2.0)] and folders(tmp_path) == ["step-000002"]
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path, fail):
             save(tmp_path, 2, best=True)
     message = str(caught.value)
     assert "step-000002: the checkpoint cannot be written: " in message and "\n" not in message
-    assert ("no space left on device" in message) or ("failed writing file" in message)
+    assert "no space left" in message and "enforce fail" not in message
     assert value_of(tmp_path, "last") == 1
     assert value_of(tmp_path, "best") in (1, 2)  # either one, but a whole one
     assert not [f for f in folders(tmp_path) if f.startswith(checkpoint.TEMPORARY)]
