@@ -243,6 +243,51 @@ def test_a_pointer_cannot_lead_out_of_its_folder(tmp_path, content):
         checkpoint.find(run)
 
 
+@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"step-000007\0", b"step-" + b"0" * 5000, "a folder"])
+def test_a_pointer_that_is_none_is_one_line_and_nothing_goes(tmp_path, name, content):
+    save(tmp_path, 7, best=True)
+    pointer = tmp_path / "checkpoints" / name
+    pointer.unlink()
+    pointer.mkdir() if content == "a folder" else pointer.write_bytes(content)
+    for ask in (lambda: checkpoint.find(tmp_path, name), lambda: checkpoint.clean(tmp_path)):
+        with pytest.raises(UserError, match=f"checkpoints/{name}: .*; delete it, and training goes on") as caught:
+            ask()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert folders(tmp_path) == ([name] if content == "a folder" else []) + ["step-000007"]
+
+
+@pytest.mark.parametrize("name", ["model.pt", "optimizer.pt", "state.json"])
+def test_a_manifest_has_to_list_what_is_loaded(tmp_path, name):
+    place = save(tmp_path, 1)
+    manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["files"][name]
+    (place / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match=f"manifest.json: lists no {name}"):
+        checkpoint.verify(place)
+
+
+def test_garbage_however_deep_is_one_line(tmp_path):
+    place = save(tmp_path, 1)
+    for garbage in (b"[" * 100_000, b"\xff", b"7", b""):
+        for name, ask in (("manifest.json: is no manifest", checkpoint.verify),
+                          ("state.json: is no state", checkpoint.read_state)):
+            (place / name.partition(":")[0]).write_bytes(garbage)
+            with pytest.raises(UserError, match=name):
+                ask(place)
+    (place / "state.json").unlink()
+    with pytest.raises(UserError, match="state.json: cannot be read: no such file"):
+        checkpoint.read_state(place)
+
+
+def test_a_state_of_another_shape_or_kind_is_refused(tmp_path):
+    place = save(tmp_path, 1)
+    with pytest.raises(UserError, match="step-000001: does not fit the model of its config.toml: .*size mismatch"):
+        checkpoint.restore(place, "model", torch.nn.ParameterDict({"w": torch.zeros(5)}))
+    with pytest.raises(UserError, match="does not fit the optimizer"):
+        checkpoint.restore(place, "optimizer", torch.optim.AdamW([torch.zeros(2)]))
+
+
 class Malice:
     def __init__(self, path):
         self.path = path
