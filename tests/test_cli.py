@@ -179,7 +179,8 @@ def test_bad_settings_of_tuning_leave_no_run_either(finetune_command, pretrained
 
 @pytest.mark.parametrize("change", ["data.documents=line", "data.documents=file",
                                     "objective.name=masked model.architecture=encoder"])
-@pytest.mark.parametrize("name, content", [("a.txt", b"\xef\xbb\xbf"), ("a.txt.gz", gzip.compress(b""))])
+@pytest.mark.parametrize("name, content", [("a.txt", b"\xef\xbb\xbf"), ("a.txt.gz", gzip.compress(b""))],
+                         ids=["a mark", "a gz of nothing"])
 def test_text_without_a_character_cannot_validate(pretrain_command, pretrained, tmp_path, change, name, content):
     source = written(tmp_path / "data" / name, content)
     refused(pretrain(pretrain_command, tmp_path / "run", f"data.val_source={source}", *change.split(),
