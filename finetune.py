@@ -23,7 +23,7 @@ from minialpaca.model import Transformer
 from minialpaca.observe import observer
 from minialpaca.tasks.instruction import Instruction
 from minialpaca.tokenizer import Tokenizer
-from minialpaca.trainer import Trainer, refuse_unmeasured
+from minialpaca.trainer import Trainer
 
 
 @command
@@ -35,25 +35,25 @@ def main(arguments: list[str]) -> None:
     tokenizer = Tokenizer.load(base_folder / run.TOKENIZER)
     refuse_other_world(settings, base_settings)
     folder = Path(settings.run.dir)
-    run.refuse_other_recipe(folder, settings, tokenizer)
-    task = Instruction(settings, tokenizer)
-    refuse_unmeasured(settings.train, task)
-    model = base_model(settings, base_folder, isinstance(base_settings, PretrainConfig), tokenizer).to(device)
-    run.open_folder(folder, settings.run.resume)
-    run.keep(folder, settings, tokenizer)
-    scripts.show_settings(settings)
+    with run.opened(folder, settings.run.resume):
+        run.refuse_other_recipe(folder, settings, tokenizer)
+        task = Instruction(settings, tokenizer)
+        model = base_model(settings, base_folder, isinstance(base_settings, PretrainConfig), tokenizer).to(device)
+        watch = observer(tokenizer, questions(settings, task, tokenizer), settings.samples.max_new_tokens,
+                         settings.model.max_seq_len)
+        trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2)
+        run.keep(folder, settings, tokenizer)
+        scripts.show_settings(settings)
 
-    scripts.show_parameters(model, device)
-    watch = observer(tokenizer, questions(settings, task, tokenizer), settings.samples.max_new_tokens,
-                     settings.model.max_seq_len)
-    state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2).fit()
+        scripts.show_parameters(model, device)
+        state = trainer.fit()
 
-    best = state["best"]
-    print(f"\nbest validation loss {best:.4f} nats per response token: perplexity {math.exp(min(best, 700)):,.2f}")
-    best_model, _ = run.load(folder, "best", device)
-    if task.test_rows:
-        mark(best_model, tokenizer, task, folder)
-    scripts.show_answers(watch.answers(best_model))
+        best = state["best"]
+        print(f"\nbest validation loss {best:.4f} nats per response token: perplexity {math.exp(min(best, 700)):,.2f}")
+        best_model, _ = run.load(folder, "best", device)
+        if task.test_rows:
+            mark(best_model, tokenizer, task, folder)
+        scripts.show_answers(watch.answers(best_model))
     print(f"\n{folder} holds the run; talk to it: python -m minialpaca.chat {folder}")
 
 
@@ -82,10 +82,10 @@ def base_model(settings: FinetuneConfig, base_folder: Path, is_pretraining: bool
     model = run.build(settings)
     if settings.base.weights != "random":
         place = checkpoint.find(base_folder, settings.base.weights)
-        if place is None or (is_pretraining and checkpoint.read_state(place)["step"] == 0):
+        if place is None or (is_pretraining and checkpoint.read_state(place).get("step") == 0):
             raise UserError(f"{base_folder}: its {settings.base.weights!r} weights are untrained yet; let train.py reach an "
                             "evaluation, or set base.weights=random to start from nothing")
-        run.load_weights(model, place, tokenizer)
+        run.load_weights(model, place, tokenizer.sha256)
         print(f"weights of {place}\n")
     return model
 

@@ -24,7 +24,7 @@ from minialpaca.log import progress
 from minialpaca.observe import MaskObserver, Observer, SpanObserver, continuations, spell
 from minialpaca.tasks.pretrain import TASKS, CorpusTask
 from minialpaca.tokenizer import Tokenizer
-from minialpaca.trainer import Trainer, refuse_unmeasured
+from minialpaca.trainer import Trainer
 
 PROMPT_COPIES = 200  # how often the tokenizer sees the Alpaca prompts, so that they cost few tokens later
 
@@ -35,26 +35,25 @@ def main(arguments: list[str]) -> None:
     device = run.pick_device(settings.run.device)
     corpus.size(settings.data)  # every file is looked for before anything is written
     folder = Path(settings.run.dir)
-    with run.left_as_found(folder):
-        exists = run.open_folder(folder, settings.run.resume)
+    with run.opened(folder, settings.run.resume) as exists:
         tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
         settings = with_vocabulary(settings, tokenizer)
         run.refuse_other_recipe(folder, settings, tokenizer)
         scripts.show_settings(settings)
         task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
-        refuse_unmeasured(settings.train, task)
         model = run.build(settings, device)
+        watch = watcher(settings, task, tokenizer)
+        trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2)
         run.keep(folder, settings, tokenizer)
-    print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")
+        print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")
 
-    scripts.show_parameters(model, device)
-    watch = watcher(settings, task, tokenizer)
-    state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2).fit()
+        scripts.show_parameters(model, device)
+        state = trainer.fit()
 
-    print(f"\nbest validation loss {task.describe(state['best'])}")
-    best_model, _ = run.load(folder, "best", device)
-    scripts.show_answers(watch.answers(best_model),
-                         scripts.CONTINUATION if settings.objective.name == "causal" else scripts.ANSWER)
+        print(f"\nbest validation loss {task.describe(state['best'])}")
+        best_model, _ = run.load(folder, "best", device)
+        scripts.show_answers(watch.answers(best_model),
+                             scripts.CONTINUATION if settings.objective.name == "causal" else scripts.ANSWER)
     print(f"\n{folder} holds the run; curves: tensorboard --logdir {folder}")
 
 

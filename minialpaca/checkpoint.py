@@ -14,15 +14,19 @@ pointers move after that, and only then does an old folder go. Loading runs no c
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minialpaca.errors import UserError, reason
 
-FOLDER, TEMPORARY = "checkpoints", ".writing-"
+FOLDER, TEMPORARY, MANIFEST = "checkpoints", ".writing-", "manifest.json"
+FILES = {"model.pt", "optimizer.pt", "state.json"}
+NAME = re.compile(r"step-\d{6,18}")
+MENDING = "delete it, and training goes on from the newest whole checkpoint"
 
 
 def save(run: Path, step: int, tensors: dict[str, dict], state: dict, best: bool) -> Path:
@@ -38,48 +42,68 @@ def save(run: Path, step: int, tensors: dict[str, dict], state: dict, best: bool
         manifest = {"format": 1, "files": {f.name: _facts(f) for f in sorted(part.iterdir())}}
         for file in part.iterdir():
             _sync(file)
-        (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _sync(part / "manifest.json")
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _sync(part / MANIFEST)
         if target.exists():  # the same step again, after a resume from an earlier one
             shutil.rmtree(target)
         os.replace(part, target)
         _sync(folder)
         for name in ("best", "last") if best else ("last",):  # `last` at the end: who resumes there has its best
-            _point(folder / name, target.name)
+            point(folder / name, target.name)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(part, ignore_errors=True)
-        why = reason(error) if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise UserError(f"{target}: the checkpoint cannot be written: {why}; the one before is untouched") from None
-    _clean(folder)
+        raise UserError(f"{target}: the checkpoint cannot be written: {_why(error)}; the one before is untouched") from None
+    clean(run)
     return target
 
 
 def find(run: Path, name: str = "last") -> Path | None:
     """The step folder that `last` or `best` points at, None where nothing was saved yet."""
     pointer = run / FOLDER / name
-    if not pointer.is_file():
+    try:
+        target = pointer.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
         return None
-    folder = run / FOLDER / Path(pointer.read_text(encoding="utf-8").strip()).name  # a name, never a path out of here
-    if not folder.name.startswith("step-") or not (folder / "manifest.json").is_file():
-        raise UserError(f"{pointer}: points at {folder.name}, which is no complete checkpoint")
-    return folder
+    except OSError as error:
+        raise UserError(f"{pointer}: cannot be read: {reason(error)}; {MENDING}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{pointer}: holds no name of a checkpoint; {MENDING}") from None
+    if not NAME.fullmatch(target) or not (run / FOLDER / target / MANIFEST).is_file():  # a name, never a path out of here
+        raise UserError(f"{pointer}: points at {ascii(target)[1:-1][:60]}, which is no complete checkpoint; {MENDING}")
+    return run / FOLDER / target
+
+
+def steps(run: Path) -> list[Path]:
+    """All step folders, whole or not, the newest last."""
+    return sorted((p for p in (run / FOLDER).glob("step-*") if NAME.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
 
 
 def verify(folder: Path) -> None:
     """Compare every file with the manifest."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        for name, facts in manifest["files"].items():
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if not FILES <= files.keys():
+            raise UserError(f"{folder / MANIFEST}: lists no {min(FILES - files.keys())}; the checkpoint is damaged")
+        for name, facts in files.items():
             if _facts(folder / Path(name).name) != facts:
                 raise UserError(f"{folder / name}: differs from the checkpoint's manifest; it was changed or damaged")
     except OSError as error:
         raise UserError(f"{folder}: the checkpoint is incomplete: {error.filename}: {reason(error)}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{folder / 'manifest.json'}: is no manifest; the checkpoint is damaged") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{folder / MANIFEST}: is no manifest; the checkpoint is damaged") from None
 
 
 def read_state(folder: Path) -> dict:
-    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    place = folder / "state.json"
+    try:
+        state = json.loads(place.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read: {reason(error)}; the checkpoint is incomplete") from None
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict):
+        raise UserError(f"{place}: is no state of a run; the checkpoint is damaged")
+    return state
 
 
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
@@ -88,6 +112,38 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
         return torch.load(folder / f"{stem}.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a file that is no checkpoint
         raise UserError(f"{folder / stem}.pt: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
+
+
+def restore(folder: Path, stem: str, into: nn.Module | torch.optim.Optimizer) -> None:
+    """Give a model or an optimizer back the state that was saved of it."""
+    content = read_tensors(folder, stem)
+    try:
+        into.load_state_dict(content)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: does not fit the {stem} of its config.toml: "
+                        f"{' '.join(str(error).split())[:300]}") from None
+
+
+# ── pointers ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def clean(run: Path) -> None:
+    """Remove step folders that no pointer names, and what dead runs left half-written."""
+    kept = {find(run, "last"), find(run, "best")}
+    for entry in (run / FOLDER).iterdir():
+        if entry.is_dir() and entry not in kept and entry.name.startswith(("step-", TEMPORARY)):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def point(pointer: Path, name: str) -> None:
+    part = pointer.with_name(TEMPORARY + pointer.name)
+    part.write_text(name + "\n", encoding="utf-8")
+    _sync(part)
+    os.replace(part, pointer)
+    _sync(pointer.parent)
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _facts(file: Path) -> dict:
@@ -103,17 +159,10 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _point(pointer: Path, name: str) -> None:
-    part = pointer.with_name(TEMPORARY + pointer.name)
-    part.write_text(name + "\n", encoding="utf-8")
-    _sync(part)
-    os.replace(part, pointer)
-    _sync(pointer.parent)
-
-
-def _clean(folder: Path) -> None:
-    """Remove step folders that no pointer names, and what dead runs left half-written."""
-    kept = {p.read_text(encoding="utf-8").strip() for p in (folder / "last", folder / "best") if p.is_file()}
-    for entry in folder.iterdir():
-        if entry.is_dir() and entry.name not in kept and entry.name.startswith(("step-", TEMPORARY)):
-            shutil.rmtree(entry, ignore_errors=True)
+def _why(error: OSError | RuntimeError) -> str:
+    """torch.save tells a full disk as `[enforce fail at inline_container.cc:…] . unexpected pos 64 vs 0`."""
+    if isinstance(error, OSError):
+        return reason(error)
+    if "enforce fail" in str(error) or "PytorchStreamWriter" in str(error):
+        return "no space left, or the disk failed"
+    return str(error).splitlines()[0]

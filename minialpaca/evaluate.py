@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.data.rows import Row
+from minialpaca.errors import UserError, reason
 from minialpaca.generate import answer_all
 from minialpaca.model import Transformer
 from minialpaca.tokenizer import Tokenizer
@@ -51,5 +52,8 @@ def write_marks(folder: Path, rows: Sequence[Row], answers: Sequence[str]) -> di
 
 def _replace(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {reason(error)}") from None

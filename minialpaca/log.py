@@ -5,6 +5,7 @@
 events show the same numbers, with sample answers and attention maps beside them.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -85,8 +86,8 @@ class RunLog:
         """Drop what a killed run logged after its last checkpoint; those steps are about to be repeated."""
         if not self.path.exists():
             return
-        lines = enumerate(self.path.read_bytes().splitlines(keepends=True), 1)
-        kept = [line for number, line in lines if line.endswith(b"\n") and step > 0 and self._step_of(line, number) <= step]
+        lines = self.path.read_bytes().splitlines(keepends=True) if step > 0 else []
+        kept = [line for i, line in enumerate(lines, 1) if line.endswith(b"\n") and self._step_of(line, i) <= step]
         part = self.path.with_name(self.path.name + ".part")
         part.write_bytes(b"".join(kept))
         os.replace(part, self.path)
@@ -94,13 +95,16 @@ class RunLog:
     def _step_of(self, line: bytes, number: int) -> int:
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{self.path}, line {number}: is no JSON object with a step; remove the line and start again") from None
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            raise UserError(f"{self.path}, line {number}: is no record of a step; mend it or remove the line") from None
 
     def metrics(self, record: dict[str, float]) -> None:
         """One line in metrics.jsonl, one point in each TensorBoard curve."""
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {reason(error)}") from None
         for name, value in record.items():
             if name != "step":
                 self.board.add_scalar(name, value, record["step"])
@@ -116,7 +120,8 @@ class RunLog:
         self.board.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # every line was flushed as it came, or its fault was reported then
+            self.file.close()
         self.board.close()
 
 

@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from minialpaca import checkpoint, config
+from minialpaca import checkpoint, config, lock
 from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.errors import UserError, reason
 from minialpaca.model import Transformer
@@ -18,34 +19,47 @@ CONFIG, TOKENIZER = "config.toml", "tokenizer.model"
 MAY_CHANGE = ("run.",)  # where and how a run is continued; everything else is the recipe
 
 
-def open_folder(folder: Path, resume: str) -> bool:
-    """Make the folder ready for writing; True where it holds a run to be continued."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: the run folder cannot be written: {reason(error)}; set run.dir") from None
+@contextlib.contextmanager
+def opened(folder: Path, resume: str) -> Iterator[bool]:
+    """The folder, writable and this process's alone; True where it holds a run to be continued.
+
+    Where the input turns out faulty before `keep`, what was written so far goes again.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.held(folder))
+            probe = folder / ".probe"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"{folder}: the run folder cannot be written: {reason(error)}; set run.dir") from None
+        try:
+            yield _holds_run(folder, resume)
+        except (UserError, OSError):
+            if not (folder / CONFIG).exists():
+                _remove(set(folder.iterdir()) - before, made)
+            raise
+
+
+def _holds_run(folder: Path, resume: str) -> bool:
     exists = (folder / CONFIG).exists()
     if exists and resume == "never":
         raise UserError(f"{folder}: holds a run already; choose another run.dir, delete it, or set run.resume=auto")
+    if not exists and checkpoint.steps(folder):
+        raise UserError(f"{folder}: holds checkpoints and no {CONFIG}, which says what they are of; put it back, or choose "
+                        "another run.dir")
     return exists
 
 
-@contextlib.contextmanager
-def left_as_found(folder: Path):
-    """Around the making of a run, up to `keep`: where the input turns out faulty, what was written so far goes again."""
-    before = set(folder.iterdir()) if folder.is_dir() else None
-    try:
-        yield
-    except UserError:
-        if folder.is_dir() and not (folder / CONFIG).exists():
-            for entry in set(folder.iterdir()) - (before or set()):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            if before is None:
-                folder.rmdir()
-        raise
+def _remove(entries: set[Path], folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # the fault that led here is what the user has to hear of
+        for entry in entries:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for folder in folders:
+            folder.rmdir()
 
 
 def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> None:
@@ -62,16 +76,22 @@ def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> None:
                         "choose another run.dir, or delete the folder")
     if Tokenizer.load(folder / TOKENIZER).sha256 != tokenizer.sha256:
         raise UserError(f"{folder / TOKENIZER}: is not the tokenizer of this run's data; choose another run.dir")
+    if place := checkpoint.find(folder):  # before token files are written with another one
+        _refuse_other_tokenizer(place, tokenizer.sha256)
 
 
 def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
     """Write the resolved config and the tokenizer, where they are not there yet."""
     if (folder / CONFIG).exists():
         return
-    tokenizer.save(folder / TOKENIZER)
-    part = folder / (CONFIG + ".part")
-    part.write_text(config.to_toml(settings), encoding="utf-8")
-    os.replace(part, folder / CONFIG)  # last: a folder with a config has its tokenizer
+    part, place = folder / (CONFIG + ".part"), folder / TOKENIZER
+    try:
+        tokenizer.save(place)
+        place = folder / CONFIG
+        part.write_text(config.to_toml(settings), encoding="utf-8")
+        os.replace(part, place)  # last: a folder with a config has its tokenizer
+    except OSError as error:
+        raise UserError(f"{place}: cannot be written: {reason(error)}") from None
 
 
 def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
@@ -80,7 +100,11 @@ def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
         raise UserError(f"{folder}: is no run folder (it lacks {CONFIG} or {TOKENIZER}); "
                         "give the run.dir of a train.py or finetune.py run")
     form = FinetuneConfig if "base" in config.read_toml(folder / CONFIG) else PretrainConfig
-    return config.load(form, folder / CONFIG)
+    try:
+        return config.load(form, folder / CONFIG)
+    except UserError as error:  # an impossible value is told by its key alone, as if it had been given just now
+        where = "" if str(folder / CONFIG) in str(error) else f"{folder / CONFIG}: "
+        raise UserError(f"{where}{error}") from None
 
 
 def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | Path) -> None:
@@ -109,19 +133,20 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
     place = checkpoint.find(folder, which)
     if place is None:
         raise UserError(f"{folder}: has no {which!r} checkpoint yet; let its run reach an evaluation")
-    load_weights(model, place, tokenizer)
+    load_weights(model, place, tokenizer.sha256)
     return model.to(device).eval(), tokenizer
 
 
-def load_weights(model: Transformer, place: Path, tokenizer: Tokenizer) -> None:
+def load_weights(model: Transformer, place: Path, tokenizer_sha256: str) -> None:
+    """The weights of a checkpoint, after asking whether they are whole, and of this vocabulary and shape."""
     checkpoint.verify(place)
-    if checkpoint.read_state(place)["tokenizer"] != tokenizer.sha256:
+    _refuse_other_tokenizer(place, tokenizer_sha256)
+    checkpoint.restore(place, "model", model)
+
+
+def _refuse_other_tokenizer(place: Path, sha256: str) -> None:
+    if checkpoint.read_state(place).get("tokenizer") != sha256:
         raise UserError(f"{place}: was trained with another tokenizer than the {TOKENIZER} of its run folder")
-    try:
-        model.load_state_dict(checkpoint.read_tensors(place, "model"))
-    except RuntimeError as error:
-        raise UserError(f"{place}: does not fit the model of its config.toml: "
-                        f"{' '.join(str(error).split())[:300]}") from None
 
 
 def pick_device(name: str) -> torch.device:

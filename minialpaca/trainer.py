@@ -8,17 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import checkpoint
+from minialpaca import checkpoint, run
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
 from minialpaca.data.order import raw
 from minialpaca.errors import UserError
 from minialpaca.log import RunLog, progress
+from minialpaca.mend import mend
 from minialpaca.objectives import squared_norm
 from minialpaca.optim import build_adamw, clip_by_global_norm, learning_rate
 from minialpaca.tasks import Task
 
 Observer = Callable[[nn.Module, RunLog, int], None]  # shows sample answers and attention maps at an evaluation
+
+LONGEST = 1 << 53
 
 
 def evaluate(model: nn.Module, task: Task, device: torch.device) -> dict[str, float]:
@@ -36,6 +39,15 @@ def refuse_unmeasured(train: TrainConfig, task: Task) -> None:
         raise UserError(f"train.best_by = {train.best_by!r}: this task measures {', '.join(task.measures)}")
 
 
+def refuse_endless(train: TrainConfig, optim: OptimConfig, batches_per_epoch: int) -> None:
+    """Counts that a float does not hold exactly: nobody sees their end, and the arithmetic of rates overflows."""
+    counts = {"train.steps": train.steps, "train.accumulation": train.accumulation, "optim.warmup_steps": optim.warmup_steps,
+              "train.epochs": 0 if train.steps else train.epochs * batches_per_epoch}
+    for name, count in counts.items():
+        if count > LONGEST:
+            raise UserError(f"{name}: asks for more than 2⁵³ steps; give a number that comes to an end")
+
+
 class Trainer:
     """Minimises a task's loss over the trainable parameters of a model:  θ̂ = argmin_θ L(M_θ, D)   [adapt.0]
 
@@ -49,6 +61,7 @@ class Trainer:
         self.seed, self.folder, self.observe = seed, folder, observe
         self.device = next(model.parameters()).device
         self.optimizer = build_adamw(model, optim)
+        refuse_endless(train, optim, task.batches_per_epoch())
         self.total_batches = (train.steps * train.accumulation if train.steps
                               else max(1, round(train.epochs * task.batches_per_epoch())))
         self.total_steps = math.ceil(self.total_batches / train.accumulation)
@@ -126,10 +139,19 @@ class Trainer:
 
     def _refuse_nonfinite(self, loss: Tensor, grad_norm: Tensor, step: int) -> None:
         if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
-            last = checkpoint.find(self.folder)
-            raise UserError(f"step {step + 1}: loss {loss.item()}, gradient norm {grad_norm.item()} at learning rate "
-                            f"{learning_rate(self.optim, step, self.total_steps):.3g}; nothing was updated, the last good "
-                            f"checkpoint is {last or 'none yet'}; lower optim.lr or raise optim.warmup_steps, in another run.dir")
+            raise self._diverged(step + 1, f"loss {loss.item()}, gradient norm {grad_norm.item()}", "updated")
+
+    def _refuse_broken_weights(self, step: int) -> None:
+        """A finite gradient times an enormous rate: what is saved is to be a good checkpoint."""
+        broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            raise self._diverged(step, f"{broken[0]} is no longer finite", "saved")
+
+    def _diverged(self, step: int, what: str, undone: str) -> UserError:
+        lr = learning_rate(self.optim, max(0, step - 1), self.total_steps)
+        return UserError(f"step {step}: {what} at learning rate {lr:.3g}; nothing was {undone}, the last good checkpoint is "
+                         f"{checkpoint.find(self.folder) or 'none yet'}; lower optim.lr or raise optim.warmup_steps, in "
+                         "another run.dir")
 
     # ── between steps ────────────────────────────────────────────────────────────────────────────
 
@@ -137,13 +159,18 @@ class Trainer:
         """Evaluate, log, save: in this order, so that a checkpoint never knows more than the log."""
         step, is_last = record["step"], record["step"] == self.total_steps
         improved, evaluated = False, step % self.train.eval_every == 0 or is_last
+        saved = evaluated or (self.train.save_every and step % self.train.save_every == 0)
+        if saved:
+            self._refuse_broken_weights(step)
         if evaluated:
             record |= evaluate(self.model, self.task, self.device)
+            if not math.isfinite(record["val_loss"]):
+                raise self._diverged(step, f"validation loss {record['val_loss']}", "saved")
             improved = self._judge(record[self.train.best_by])
             self.observe(self.model, self.log, step)
         self.log.metrics(record)
         self._show(record, improved)
-        if evaluated or (self.train.save_every and step % self.train.save_every == 0):
+        if saved:
             self._save(improved)
 
     def _judge(self, value: float) -> bool:
@@ -177,16 +204,21 @@ class Trainer:
                         best=improved)
 
     def _resume(self) -> None:
+        mend(self.folder)
         place = checkpoint.find(self.folder)
         if place is None:
             return
-        checkpoint.verify(place)
+        run.load_weights(self.model, place, self.task.tokenizer_sha256)
         saved = checkpoint.read_state(place)
+        if not {*self.state, "data"} <= saved.keys():
+            raise UserError(f"{place / 'state.json'}: lacks {', '.join({*self.state, 'data'} - saved.keys())}; it is of another "
+                            "version of minialpaca; choose another run.dir")
         if saved["data"] != self.task.data_sha256:
             raise UserError(f"{self.folder}: the data are not those that this run began with; put them back, or choose "
                             "another run.dir for the new ones")
-        self.state = {key: value for key, value in saved.items() if key in self.state}
-        self.model.load_state_dict(checkpoint.read_tensors(place, "model"))
-        self.optimizer.load_state_dict(checkpoint.read_tensors(place, "optimizer"))
+        checkpoint.restore(place, "optimizer", self.optimizer)
+        if saved["step"]:  # step 0 is evaluated once more, and judged as if for the first time
+            self.state = {key: saved[key] for key in self.state}
         done = self.state["step"] >= self.total_steps or self.state["stopped_early"]
         print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if done else 'going on'}")
+        checkpoint.clean(self.folder)  # a kill after the last save leaves the folder before it

@@ -190,10 +190,13 @@ of("tasks.instruction:Instruction.loss_sum", "test_tasks.py::test_instruction_tu
 of("tasks.pretrain:CausalLM.bits_per_byte", "test_tasks.py::test_bits_per_byte_are_the_texts_nats_over_its_bytes",
    ("/ math.log(2)", "* math.log(2)"),
    ("/ math.log(2)", ""),
-   ("ids[1:1 + evaluated]", "ids[:evaluated]", "test_bits_per_byte_by_pencil"),
-   ("ids[1:1 + evaluated]", "ids[1:]", "test_bits_per_byte_by_pencil"),
-   ("* len(tokens) /", "/ len(tokens) *"),
-   ("int(sizes[tokens].sum())", "len(tokens)"))
+   ("* len(self.evaluated()) /", "/ len(self.evaluated()) *"),
+   ("self.evaluated_bytes()", "len(self.evaluated())"))
+
+of("tasks.pretrain:CorpusTask.evaluated", "test_tasks.py::test_bits_per_byte_by_pencil",
+   ("ids[1:1 + n]", "ids[:n]"),
+   ("ids[1:1 + n]", "ids[1:]"),
+   ("or len(self.val)", "or 1"))
 
 of("tasks.pretrain:masked_loss",
    "test_tasks.py::test_the_masked_loss_is_that_of_the_hidden_tokens_seen_from_both_sides",

@@ -1,5 +1,7 @@
 """What a user meets on the command line: one clear line for bad input, and no half-written run behind it."""
 
+import errno
+import gzip
 import json
 import math
 import os
@@ -163,14 +165,39 @@ BAD_SETTINGS = {
     "model.vocab_size=300": ["model.vocab_size = 300: tokenizer and objective have"],
     "tokenizer.path=/nowhere.model": ["/nowhere.model: tokenizer cannot be read: no such file"],
     "lr=1": ["'lr=1' is no override; write section.key=value"],
+    "data.val_fraction=1e-320": ["data.val_fraction = 1e-320: holds out nothing"],
+    "train.best_by=val_accuracy": ["this task measures val_loss"],
+    f"train.steps={10**18}": ["train.steps: asks for more than 2⁵³ steps"],
     "other.toml": ["give at most one config file"],
     "--lr": ["give at most one config file"],
 }
 
 
-@pytest.mark.parametrize("change, said", BAD_SETTINGS.items(), ids=BAD_SETTINGS)
+@pytest.mark.parametrize("change, said", BAD_SETTINGS.items(), ids=[name[:40] for name in BAD_SETTINGS])
 def test_bad_settings_are_one_line_and_leave_no_run(pretrain_command, tmp_path, change, said):
-    refused(pretrain(pretrain_command, tmp_path / "run", change), *said)
+    refused(pretrain(pretrain_command, tmp_path / "new" / "run", change), *said)
+    assert is_no_run(tmp_path / "new")
+
+
+@pytest.mark.parametrize("change, said", [
+    ("train.best_by=val_accuracy", "this task measures val_loss"), ("base.weights=last", "is no complete checkpoint"),
+    (f"optim.warmup_steps={10**18}", "optim.warmup_steps: asks for more than 2⁵³ steps"),
+])
+def test_bad_settings_of_tuning_leave_no_run_either(finetune_command, pretrained, tmp_path, change, said):
+    shutil.copytree(pretrained, tmp_path / "base")
+    (tmp_path / "base" / "checkpoints" / "last").write_text("step-000999\n")
+    refused(tune(finetune_command, tmp_path / "new" / "run", f"base.run={tmp_path / 'base'}", change), said)
+    assert is_no_run(tmp_path / "new")
+
+
+@pytest.mark.parametrize("change", ["data.documents=line", "data.documents=file",
+                                    "objective.name=masked model.architecture=encoder"])
+@pytest.mark.parametrize("name, content", [("a.txt", b"\xef\xbb\xbf"), ("a.txt.gz", gzip.compress(b""))],
+                         ids=["a mark", "a gz of nothing"])
+def test_text_without_a_character_cannot_validate(pretrain_command, pretrained, tmp_path, change, name, content):
+    source = written(tmp_path / "data" / name, content)
+    refused(pretrain(pretrain_command, tmp_path / "run", f"data.val_source={source}", *change.split(),
+                     f"tokenizer.path={pretrained / 'tokenizer.model'}"), "data.val_source: no character stands in")
     assert is_no_run(tmp_path / "run")
 
 
@@ -312,6 +339,62 @@ def test_a_damaged_checkpoint_is_one_line_when_a_run_goes_on(pretrain_command, p
     (model,) = (tmp_path / "run" / "checkpoints").glob("*/model.pt")
     model.write_bytes(model.read_bytes()[:-1])
     refused(pretrain(pretrain_command, tmp_path / "run"), "model.pt: differs from the checkpoint's manifest")
+
+
+def test_another_tokenizer_in_a_stopped_run_is_refused_before_anything_is_written(pretrain_command, pretrained, tmp_path,
+                                                                                    tokenizer):
+    shutil.copytree(pretrained, tmp_path / "run")
+    place = tmp_path / "run" / "tokenizer.model"
+    own = Tokenizer.load(place)
+    assert own.vocab_size == tokenizer.vocab_size and own.sha256 != tokenizer.sha256
+    tokenizer.save(place)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    refused(pretrain(pretrain_command, tmp_path / "run"), "was trained with another tokenizer than the tokenizer.model")
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_checkpoints_without_a_config_are_refused_before_one_is_written(pretrain_command, finetune_command, pretrained,
+                                                                        tuned, tmp_path):
+    for script, command, folder in ((pretrain, pretrain_command, pretrained), (tune, finetune_command, tuned)):
+        copy = tmp_path / folder.name
+        shutil.copytree(folder, copy)
+        (copy / "config.toml").unlink()
+        before = listing(copy)
+        refused(script(command, copy, "optim.lr=0.5"), f"{copy}: holds checkpoints and no config.toml")
+        assert listing(copy) == before
+
+
+def test_an_impossible_value_in_a_runs_config_is_told_with_the_file(pretrain_command, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "run")
+    toml = tmp_path / "run" / "config.toml"
+    for good, bad in (("\nlr = 0.01", "\nlr = -1.0"), ("\nlr = -1.0", "\nlr = 'x'")):
+        toml.write_text(toml.read_text(encoding="utf-8").replace(good, bad), encoding="utf-8")
+        said = refused(pretrain(pretrain_command, tmp_path / "run"), f"error: {toml}: optim.lr = ")
+        assert said.count(str(toml)) == 1
+
+
+def test_changed_token_files_are_told_when_a_run_goes_on(pretrain_command, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "run")
+    tokens = tmp_path / "run" / "tokens" / "train.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-2] + b"\xff\xff")
+    refused(pretrain(pretrain_command, tmp_path / "run"), "train.bin: differs from the digest in its header", "delete it")
+    tokens.unlink()
+    assert pretrain(pretrain_command, tmp_path / "run").code == 0
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "config.toml"])
+def test_a_full_disk_is_told_with_the_file_and_leaves_no_run(pretrain_command, tmp_path, monkeypatch, name):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if name == "tokenizer.model":
+        monkeypatch.setattr(Tokenizer, "save", full)
+    else:
+        monkeypatch.setattr(config, "to_toml", lambda settings: "", raising=True)
+        replace = os.replace
+        monkeypatch.setattr(os, "replace", lambda a, b: full() if b.name == name else replace(a, b))
+    refused(pretrain(pretrain_command, tmp_path / "run"), f"{name}: cannot be written: no space left on device")
+    assert is_no_run(tmp_path / "run")
 
 
 # ── the base run ─────────────────────────────────────────────────────────────────────────────────

@@ -86,7 +86,7 @@ def test_a_continued_log_forgets_what_came_after_its_checkpoint(tmp_path, tail):
 def test_a_broken_line_is_named_and_the_file_left_alone(tmp_path, broken):
     path, content = tmp_path / "metrics.jsonl", b'{"step": 0}\n{"step": 1, "loss": 2}\n' + broken
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 3: is no JSON object with a step; remove the line"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 3: is no record of a step; mend it or remove the line"):
         RunLog(tmp_path, 2)
     assert path.read_bytes() == content
 
@@ -95,6 +95,25 @@ def test_a_run_from_the_beginning_forgets_everything(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val_loss": 3}\n{"step": 1}\n', encoding="utf-8")
     RunLog(tmp_path, 0).close()
     assert lines_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("line", [b"{oops", b"\xff", b"[1]", b"{}", b'{"step": "x"}', b'{"step": null}', b"[" * 100_000])
+def test_a_damaged_line_is_named_where_a_run_goes_on(tmp_path, line):
+    content = b'{"step": 0}\n' + line + b'\n{"step": 2}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match="metrics.jsonl, line 2: is no record of a step"):
+        RunLog(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+    RunLog(tmp_path, 0).close()  # from the beginning nothing is kept, nor looked at
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    run_log = RunLog(tmp_path, 0)
+    run_log.file.close()
+    run_log.file = open("/dev/full", "w")
+    with pytest.raises(UserError, match="metrics.jsonl: cannot be written: no space left on device"):
+        run_log.metrics({"step": 0})
+    run_log.close()  # without a second complaint
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,7 +72,9 @@ def test_the_instruction_loss_has_a_gradient(instruction):
 def test_bits_per_byte_by_pencil(eval_batches, expected):
     """One bit for each predicted token, which stand for 1 and 2 bytes; the first is given, not predicted."""
     task = SimpleNamespace(tokenizer=SimpleNamespace(piece_bytes=[b"a", b"bc", b"defghij"]), eval_batches=eval_batches,
-                           batch_size=1, val=TokensOnDisk(), val_windows=SimpleNamespace(context=1))
+                           batch_size=1, val=TokensOnDisk(), context=1)
+    task.evaluated, task.evaluated_bytes = (types.MethodType(method, task) for method in
+                                            (CausalLM.evaluated, CausalLM.evaluated_bytes))
     assert CausalLM.bits_per_byte(task, math.log(2)) == pytest.approx(expected)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -330,6 +331,36 @@ def test_a_non_finite_loss_or_gradient_stops_before_the_update(tmp_path, how):
     assert [r["step"] for r in metrics(tmp_path)] == [0, 1, 2] and run.state["step"] == 2
 
 
+@pytest.mark.parametrize("train", [{"eval_every": 1}, {"save_every": 1}], ids=["evaluated", "saved"])
+def test_weights_that_a_finite_gradient_broke_are_neither_saved_nor_looked_at(tmp_path, train):
+    seen = []
+    run = make(tmp_path, Ragged(ragged(8), 2, ragged(2)), OptimConfig(lr=1e300, warmup_steps=0), Transformer(MODEL),
+               steps=3, observe=lambda model, log, step: seen.append(step), **train)
+    with pytest.raises(UserError, match=r"^step 1: .* is no longer finite at learning rate 1e\+300; nothing was saved, "
+                                        "the last good checkpoint is .*step-000000; lower optim.lr"):
+        run.fit()
+    assert seen == [0] and [p.name for p in checkpoint.steps(tmp_path)] == ["step-000000"]
+
+
+def test_a_validation_loss_that_is_no_number_is_never_saved(tmp_path, monkeypatch):
+    scripted(monkeypatch, [5.0, math.nan])
+    seen = []
+    run = make(tmp_path, Ragged(ragged(8), 2), steps=1, observe=lambda model, log, step: seen.append(step))
+    with pytest.raises(UserError, match="step 1: validation loss nan at learning rate 0.01; nothing was saved"):
+        run.fit()
+    assert seen == [0] and checkpoint.find(tmp_path).name == "step-000000"
+
+
+@pytest.mark.parametrize("name, train, optim", [
+    ("train.steps", {"steps": 10**18}, {}), ("train.epochs", {"epochs": 1e308}, {}),
+    ("train.accumulation", {"steps": 1, "accumulation": 10**18}, {}),
+    ("optim.warmup_steps", {"steps": 1}, {"warmup_steps": 10**18}),
+])
+def test_a_run_without_end_is_refused(tmp_path, name, train, optim):
+    with pytest.raises(UserError, match=f"^{name}: asks for more than 2⁵³ steps"):
+        make(tmp_path, Ragged(ragged(8), 2), OptimConfig(**optim), **train)
+
+
 # ── between steps ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -416,12 +447,10 @@ def test_patience_counts_what_best_is_chosen_by(tmp_path, capsys, best_by, patie
     assert ("evaluations without a better val_accuracy" in capsys.readouterr().out) == (last < 8)
 
 
-@pytest.mark.parametrize(("best_by", "values"), [("val_accuracy", [math.nan, 0.2, math.nan, 0.3]),
-                                                 ("val_loss", [math.nan, 2.0, math.nan, 1.0])])
-def test_what_is_no_number_is_never_best(tmp_path, best_by, values):
-    script = [(v, v) for v in values]
-    state = make(tmp_path, marked(script), steps=3, eval_every=1, best_by=best_by, patience=2).fit()
-    assert state["best"] == values[-1] and checkpoint.find(tmp_path, "best").name == "step-000003"
+def test_what_is_no_number_is_never_best(tmp_path):
+    script = [(1.0, accuracy) for accuracy in (math.nan, 0.2, math.nan, 0.3)]
+    state = make(tmp_path, marked(script), steps=3, eval_every=1, best_by="val_accuracy", patience=2).fit()
+    assert state["best"] == 0.3 and checkpoint.find(tmp_path, "best").name == "step-000003"
 
 
 @pytest.mark.parametrize(("task", "best_by", "measured"), [
@@ -494,6 +523,59 @@ def test_a_stopped_run_with_dropout_goes_on_as_if_nothing_had_happened(tmp_path,
     same = [[{k: v for k, v in r.items() if k != "tokens_per_s"} for r in metrics(tmp_path / f)]
             for f in ("straight", "stopped")]
     assert same[0] == same[1]
+
+
+def fitted(folder, **changes):
+    run = make(folder, Ragged(ragged(8), 2, ragged(2)), steps=4, eval_every=2, **changes)
+    run.fit()
+    return run
+
+
+def test_a_run_whose_pointers_are_gone_goes_on_with_its_newest_checkpoint(tmp_path, capsys):
+    first = fitted(tmp_path)
+    for name in ("last", "best"):
+        (tmp_path / "checkpoints" / name).unlink()
+    capsys.readouterr()
+    again = fitted(tmp_path)
+    said = capsys.readouterr().out
+    assert again.state == first.state and "last was missing; it points at step-000004 again" in said
+    assert "step 4 of 4, finished" in said
+
+
+def test_step_0_is_judged_anew_where_its_save_was_cut_short(tmp_path):
+    """Killed with the folder of step 0 in place and no pointer yet."""
+    straight = fitted(tmp_path / "straight", patience=3)
+    run = make(tmp_path / "cut", Ragged(ragged(8), 2, ragged(2)), steps=4, eval_every=2, patience=3)
+    run.take_step = lambda: (_ for _ in ()).throw(Stop)
+    with pytest.raises(Stop):
+        run.fit()
+    for name in ("last", "best"):
+        (tmp_path / "cut" / "checkpoints" / name).unlink()
+    assert fitted(tmp_path / "cut", patience=3).state == straight.state
+    assert checkpoint.find(tmp_path / "cut", "best").name == checkpoint.find(tmp_path / "straight", "best").name
+
+
+def test_what_a_kill_after_the_last_save_left_goes_when_the_run_is_opened_again(tmp_path):
+    fitted(tmp_path)
+    orphan = tmp_path / "checkpoints" / "step-000001"
+    shutil.copytree(checkpoint.find(tmp_path), orphan)
+    fitted(tmp_path)
+    assert not orphan.exists()
+
+
+def test_a_checkpoint_of_another_vocabulary_shape_or_version_is_one_line(tmp_path):
+    fitted(tmp_path)
+    task = Ragged(ragged(8), 2, ragged(2))
+    task.tokenizer_sha256 = "another"
+    with pytest.raises(UserError, match="was trained with another tokenizer"):
+        make(tmp_path, task, steps=4).fit()
+    with pytest.raises(UserError, match="does not fit the model of its config.toml: .*size mismatch"):
+        fitted(tmp_path, model=Transformer(ModelConfig(**{**vars(MODEL), "d_ff": 20})).double())
+    place = checkpoint.find(tmp_path)
+    tensors = {stem: checkpoint.read_tensors(place, stem) for stem in ("model", "optimizer")}
+    checkpoint.save(tmp_path, 9, tensors, {"step": 9, "tokenizer": "no tokenizer"}, best=True)
+    with pytest.raises(UserError, match="state.json: lacks .*; it is of another version"):
+        fitted(tmp_path)
 
 
 def test_dropout_differs_between_steps_and_between_micro_batches(tmp_path):

@@ -117,7 +117,8 @@ def prepare(cfg: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> tuple[Toke
     if not (train.exists() and val.exists() and read_header(train)["source"] == read_header(val)["source"] == mark):
         folder.mkdir(parents=True, exist_ok=True)
         _write(cfg, tokenizer, train, val, mark)
-    return TokenFile(train, tokenizer), TokenFile(val, tokenizer)
+        return TokenFile(train, tokenizer), TokenFile(val, tokenizer)
+    return TokenFile(train, tokenizer).verify(), TokenFile(val, tokenizer).verify()
 
 
 def _write(cfg: CorpusConfig, tokenizer: Tokenizer, train: Path, val: Path, mark: str) -> None:

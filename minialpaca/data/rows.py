@@ -10,6 +10,7 @@ from minialpaca.data.order import permutation
 from minialpaca.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".jsonl.gz")
+HALF = "{!r} holds half a surrogate pair, which no encoding can write"
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,11 @@ def _faults_of(record: dict) -> list[str]:
         elif not isinstance(value, str):
             found.append(f"{name!r} is {json.dumps(value)[:40]} and no text")
         elif not is_writable(value):
-            found.append(f"{name!r} holds half a surrogate pair, which no encoding can write")
+            found.append(HALF.format(name))
         elif name == "instruction" and not value.strip():
             found.append("'instruction' is empty")
+    if isinstance(record.get("kind"), str) and not is_writable(record["kind"]):
+        found.append(HALF.format("kind"))
     return found
 
 

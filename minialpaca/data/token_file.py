@@ -18,6 +18,7 @@ from minialpaca.tokenizer import Tokenizer
 
 HEADER_BYTES = 512
 FORMAT = "minialpaca tokens 2"
+ANEW = "delete it and run train.py again"
 BUFFER = 1 << 20  # ids kept in memory before they are written
 
 
@@ -110,15 +111,25 @@ class TokenFile:
     def __len__(self) -> int:
         return self.header["count"]
 
+    def verify(self) -> "TokenFile":
+        """Compare the ids with the header's digest: less than a second a GiB, for ids that a model would stumble over."""
+        with open(self.path, "rb") as file:
+            file.seek(HEADER_BYTES)
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.header["sha256"]:
+                raise UserError(f"{self.path}: differs from the digest in its header; it was changed or damaged: {ANEW}")
+        return self
+
 
 def read_header(path: Path) -> dict:
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(HEADER_BYTES))
-        if header["format"] == FORMAT and header["dtype"] in ("uint16", "uint32") and header["count"] >= 0:
+        texts = (header["tokenizer"], header["source"], header["sha256"])
+        if (header["format"] == FORMAT and header["dtype"] in ("uint16", "uint32")
+                and type(header["count"]) is int and header["count"] >= 0 and all(isinstance(t, str) for t in texts)):
             return header
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise UserError(f"{path}: is no token file of this version; delete it and run train.py again")
+    raise UserError(f"{path}: is no token file of this version; {ANEW}")

@@ -30,7 +30,11 @@ class CorpusTask(Task):
         self.loss, self.objective, self.seed = settings.loss, settings.objective, settings.run.seed
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
         self.windows = Windows(self.train, settings.model.max_seq_len, settings.run.seed)
-        self.val_windows = Windows(self.val, min(settings.model.max_seq_len, max(1, len(self.val) - 1)), 0)
+        self.context = min(settings.model.max_seq_len, max(1, len(self.val) - 1))  # of the validation
+        if not self.evaluated_bytes():
+            asked = "source" if settings.data.val_source else f"fraction = {settings.data.val_fraction}"
+            raise UserError(f"data.val_{asked}: no character stands in the tokens to validate on; give more of them")
+        self.val_windows = Windows(self.val, self.context, 0)
 
     def batches_per_epoch(self) -> int:
         return math.ceil(self.windows.n / self.batch_size)
@@ -47,6 +51,15 @@ class CorpusTask(Task):
             if not chosen:
                 return
             yield self.collate([ids for _, ids in chosen], [(0, i, HELD_OUT) for i, _ in chosen])
+
+    def evaluated(self) -> np.ndarray:
+        """The tokens that `validation` asks for."""
+        n = self.eval_batches * self.batch_size * self.context or len(self.val)
+        return self.val.ids[1:1 + n]
+
+    def evaluated_bytes(self) -> int:
+        sizes = np.array([len(data) for data in self.tokenizer.piece_bytes])
+        return int(sizes[self.evaluated()].sum())
 
     def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> Batch:
         """Windows of at most context + 1 tokens, and a key for each one's noise."""
@@ -70,10 +83,7 @@ class CausalLM(CorpusTask):
 
         bpb = (L / ln 2) · tokens / bytes, over the tokens that were evaluated; bytes are the raw bytes of each id.
         """
-        sizes = np.array([len(data) for data in self.tokenizer.piece_bytes])
-        evaluated = self.eval_batches * self.batch_size * self.val_windows.context or len(self.val)
-        tokens = self.val.ids[1:1 + evaluated]
-        return nats_per_token / math.log(2) * len(tokens) / int(sizes[tokens].sum())
+        return nats_per_token / math.log(2) * len(self.evaluated()) / self.evaluated_bytes()
 
     def describe(self, loss: float) -> str:
         return (f"{loss:.4f} nats per token: perplexity {math.exp(min(loss, 700)):,.2f}, "

@@ -38,6 +38,7 @@ FAULTY = {
     "'input' is [\"x\"] and no text": {"instruction": "a", "input": ["x"], "output": "b"},
     "'input' is null and no text": {"instruction": "a", "input": None, "output": "b"},
     "'instruction' is empty": {"instruction": " \n", "output": "b"},
+    "'kind' holds half a surrogate pair": {"instruction": "a", "output": "b", "kind": "\ud800"},
     "'output' holds half a surrogate pair": {"instruction": "a", "output": "b\ud800"},
 }
 

@@ -21,6 +21,9 @@ class Vocabulary:
         self.vocab_size, self.sha256 = vocab_size, sha256
 
 
+HEADER = {"format": FORMAT, "dtype": "uint16", "tokenizer": "ab" * 32, "source": "mark", "count": 0, "sha256": "0" * 64}
+
+
 def written(path, ids, vocabulary=None):
     with TokenWriter(path, vocabulary or Vocabulary(), "mark") as writer:
         writer.write(ids)
@@ -89,12 +92,23 @@ def test_a_truncated_or_longer_file_is_refused(tmp_path, damage):
     json.dumps({"format": FORMAT, "dtype": "float32", "count": 0}).encode().ljust(512),
     json.dumps({"format": FORMAT, "dtype": "uint16", "count": -1}).encode().ljust(512),
     json.dumps({"format": FORMAT, "dtype": "uint16", "count": "3"}).encode().ljust(512),
+    json.dumps({**HEADER, "count": True}).encode().ljust(512),
+    *(json.dumps({k: v for k, v in HEADER.items() if k != lost}).encode().ljust(512) for lost in HEADER),
+    *(json.dumps({**HEADER, name: [7]}).encode().ljust(512) for name in HEADER),
 ])
 def test_what_is_no_token_file_is_refused(tmp_path, content):
     path = tmp_path / "a.bin"
     path.write_bytes(content)
     with pytest.raises(UserError, match="is no token file of this version"):
         TokenFile(path, Vocabulary())
+
+
+def test_changed_ids_are_told_by_their_digest(tmp_path):
+    path = written(tmp_path / "a.bin", [1, 2, 3])
+    assert TokenFile(path, Vocabulary()).verify().ids.tolist() == [1, 2, 3]
+    path.write_bytes(path.read_bytes()[:-2] + b"\xff\xff")  # an id beyond the vocabulary
+    with pytest.raises(UserError, match="a.bin: differs from the digest in its header"):
+        TokenFile(path, Vocabulary()).verify()
 
 
 def test_a_missing_file_and_an_unwritable_place_are_refused(tmp_path):
