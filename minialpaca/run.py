@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from minialpaca import checkpoint, config
 from minialpaca.config import FinetuneConfig, PretrainConfig
 from minialpaca.errors import UserError, reason
+from minialpaca.heads import backbone_weights
 from minialpaca.model import Transformer
 from minialpaca.tokenizer import Tokenizer
 
@@ -59,7 +61,10 @@ def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
 
 
 def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | Path) -> None:
-    """Only a decoder goes on with a text."""
+    """Only a decoder goes on with a text, and one that labels texts has unlearned it."""
+    if isinstance(settings, FinetuneConfig) and settings.task.name == "classification":
+        raise UserError(f"{folder}: holds a classifier, which answers with labels; ask it with python -m minialpaca.classify, "
+                        "or give a run that is none")
     if settings.model.architecture != "decoder":
         raise UserError(f"{folder}: holds an {settings.model.architecture}, which does not go on with a text; "
                         "give a run with model.architecture = decoder")
@@ -72,19 +77,26 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
     settings = settings_of(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     model = Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed)
-    place = checkpoint.find(folder, which)
-    if place is None:
-        raise UserError(f"{folder}: has no {which!r} checkpoint yet; let its run reach an evaluation")
-    load_weights(model, place, tokenizer)
+    load_weights(model, weights_of(folder, which), tokenizer)
     return model.to(device).eval(), tokenizer
 
 
-def load_weights(model: Transformer, place: Path, tokenizer: Tokenizer) -> None:
+def weights_of(folder: Path, which: str) -> Path:
+    """The checkpoint of that name."""
+    place = checkpoint.find(folder, which)
+    if place is None:
+        raise UserError(f"{folder}: has no {which!r} checkpoint yet; let its run reach an evaluation")
+    return place
+
+
+def load_weights(model: nn.Module, place: Path, tokenizer: Tokenizer) -> None:
+    """A Transformer takes its part of a classifier's weights, too."""
     checkpoint.verify(place)
     if checkpoint.read_state(place)["tokenizer"] != tokenizer.sha256:
         raise UserError(f"{place}: was trained with another tokenizer than the {TOKENIZER} of its run folder")
+    weights = checkpoint.read_tensors(place, "model")
     try:
-        model.load_state_dict(checkpoint.read_tensors(place, "model"))
+        model.load_state_dict(backbone_weights(weights) if isinstance(model, Transformer) else weights)
     except RuntimeError as error:
         raise UserError(f"{place}: does not fit the model of its config.toml: "
                         f"{' '.join(str(error).split())[:300]}") from None

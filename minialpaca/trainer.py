@@ -31,6 +31,11 @@ def evaluate(model: nn.Module, task: Task, device: torch.device) -> dict[str, fl
     return measured
 
 
+def refuse_unmeasured(train: TrainConfig, task: Task) -> None:
+    if train.best_by not in task.measures:
+        raise UserError(f"train.best_by = {train.best_by!r}: this task measures {', '.join(task.measures)}")
+
+
 class Trainer:
     """Minimises a task's loss over the trainable parameters of a model:  θ̂ = argmin_θ L(M_θ, D)   [adapt.0]
 
@@ -40,8 +45,7 @@ class Trainer:
     def __init__(self, model: nn.Module, task: Task, optim: OptimConfig, train: TrainConfig, seed: int,
                  folder: Path, observe: Observer = lambda model, log, step: None, l2: float = 0.0):
         self.model, self.task, self.optim, self.train, self.l2 = model, task, optim, train, l2
-        if train.best_by not in task.measures:
-            raise UserError(f"train.best_by = {train.best_by!r}: this task measures {', '.join(task.measures)}")
+        refuse_unmeasured(train, task)
         self.seed, self.folder, self.observe = seed, folder, observe
         self.device = next(model.parameters()).device
         self.optimizer = build_adamw(model, optim)

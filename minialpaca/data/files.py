@@ -5,6 +5,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -165,3 +166,10 @@ def refuse(path: Path, faults: list[str], mend: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whole or not at all: whoever is stopped in the middle leaves the file as it was."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
