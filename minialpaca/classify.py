@@ -93,7 +93,8 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
 
 def read_plain(path: Path, encoding: str) -> list[str]:
     """One text a line; an empty one would be labelled with what the data has most of."""
-    lines = list(whole_lines(read_lines(path, encoding=encoding)))
+    ClassesConfig(encoding=encoding)  # refuses what is none
+    lines = list(whole_lines(read_lines(path, encoding=encoding, mend="set --encoding, e.g. windows-1252")))
     refuse(path, [f"line {number}: is empty" for number, line in lines if not line.strip()], "Remove them")
     return [line.rstrip("\n") for _, line in lines]
 
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--encoding", default="utf-8", help="of that file")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # options may stand between the texts
     texts = [*args.text, *(read_plain(args.file, args.encoding) if args.file else [])]
     if not texts or not all(text.strip() for text in texts):
         raise UserError("command line: give texts, none of them empty, or --file")
