@@ -138,7 +138,7 @@ def mark(model: Transformer, tokenizer: Tokenizer, task: Instruction, folder: Pa
 def show_labels(settings: FinetuneConfig, task: Classification, folder: Path, best: float, device: torch.device) -> None:
     """What the best weights say of the test split, or where there is none, of the validation split."""
     print(f"\nbest {settings.train.best_by} {best:.4f}")
-    labeller = classify.load(folder, "best", device)
+    labeller = classify.load_labeller(folder, "best", device)
     split, examples = ("test", task.test) if task.test else ("validation", task.val)
     judged = judge(labeller.model, examples, device, settings.train.batch_size)
     write_class_marks(folder, split, examples, judged)

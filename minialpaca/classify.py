@@ -76,7 +76,7 @@ def classifier(settings: FinetuneConfig, backbone: Transformer, groups: Sequence
     return Classifier(backbone, [len(group.classes) for group in groups], pooling_of(settings), settings.run.seed)
 
 
-def load(folder: str | Path, which: str = "best", device: torch.device | str = "cpu") -> Labeller:
+def load_labeller(folder: str | Path, which: str = "best", device: torch.device | str = "cpu") -> Labeller:
     """The classifier of a run, ready to label."""
     folder = Path(folder)
     settings = run.settings_of(folder)
@@ -118,7 +118,7 @@ def main() -> None:
     texts = [*args.text, *(read_plain(args.file, args.encoding) if args.file else [])]
     if not texts or not all(text.strip() for text in texts):
         raise UserError("command line: give texts, none of them empty, or --file")
-    labeller = load(args.run, args.checkpoint, run.pick_device(args.device))
+    labeller = load_labeller(args.run, args.checkpoint, run.pick_device(args.device))
     found = labeller(texts)
     for i, text in enumerate(texts):
         told = (f"{group.name}: {verdict(group, p_NC[i])}" for group, p_NC in zip(labeller.groups, found))

@@ -253,7 +253,7 @@ class ClassesConfig:
     lines: str = ""
     """For .txt: the pattern of a line, such as `{label} {text}` (split at the first space) or `{text}@{label}` (at the last @); the names in braces are columns."""
     header: bool = True
-    """Whether the first row of a .csv or .tsv names its columns; where not, they are 1, 2, …"""
+    """Whether the first row of a .csv or .tsv names its columns; where not, they are numbered 1, 2, and so on."""
     quotes: bool = True
     """Whether cells of a .csv or .tsv may stand in quotation marks, and then hold separators and line breaks; false takes every mark as it stands."""
     encoding: str = "utf-8"

@@ -131,7 +131,7 @@ def test_the_best_weights_are_the_ones_that_are_marked(labelled):
     judged = [r for r in metrics(run) if "val_macro_f1" in r]
     first = next(r for r in judged if r["val_macro_f1"] == max(r["val_macro_f1"] for r in judged))
     assert state["best"] == first["val_macro_f1"] and best.name == f"step-{first['step']:06}"
-    labeller = classify.load(run)
+    labeller = classify.load_labeller(run)
     found = records(run / "test_predictions.jsonl")
     for group, p_NC in zip(("mood", "topic"), labeller([r["text"] for r in found], batch_size=3)):
         torch.testing.assert_close(p_NC, torch.tensor([list(r["probabilities"][group].values()) for r in found], dtype=torch.float64),
