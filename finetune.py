@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from minialpaca import checkpoint, classify, run, scripts
-from minialpaca.config import FinetuneConfig, PretrainConfig
+from minialpaca.config import FinetuneConfig, ModelConfig, PretrainConfig
 from minialpaca.data import world
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError, command
@@ -38,19 +38,18 @@ def main(arguments: list[str]) -> None:
     settings, base_settings = with_base_model(settings)
     tokenizer = Tokenizer.load(Path(settings.base.run) / run.TOKENIZER)
     refuse_other_world(settings, base_settings)
-    labels = settings.task.name == "classification"
+    folder, labels = Path(settings.run.dir), settings.task.name == "classification"
+    run.refuse_other_recipe(folder, settings, tokenizer)
     task = Classification(settings, tokenizer) if labels else Instruction(settings, tokenizer)
     refuse_unmeasured(settings.train, task)
-    model = base_model(settings, tokenizer)
-    model = classify.classifier(settings, model, task.groups) if labels else model
-    folder = Path(settings.run.dir)  # everything was understood; from here on there is something to keep
+    model = base_model(settings, isinstance(base_settings, PretrainConfig), tokenizer)
+    model = (classify.classifier(settings, model, task.groups) if labels else model).to(device)
     run.open_folder(folder, settings.run.resume)
     run.keep(folder, settings, tokenizer)
     if labels:
         classify.keep_labels(folder, task.groups)
     scripts.show_settings(settings)
 
-    model = model.to(device)
     scripts.show_parameters(model, device)
     watch = ClassObserver(task) if labels else questioner(settings, task, tokenizer)
     state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2).fit()
@@ -65,6 +64,7 @@ def main(arguments: list[str]) -> None:
 
 def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainConfig | FinetuneConfig]:
     """`model` filled in from the base run, with this run's dropout and context."""
+    asked = settings.model
     base_settings = run.settings_of(Path(settings.base.run))
     if settings.task.name == "instruction":
         run.refuse_speechless(base_settings, settings.base.run)
@@ -73,6 +73,8 @@ def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainC
                         "model.architecture = decoder or encoder")
     model = dataclasses.replace(base_settings.model, dropout=settings.base.dropout,
                                 max_seq_len=settings.base.max_seq_len or base_settings.model.max_seq_len)
+    if asked not in (ModelConfig(), model):
+        raise UserError("model.* is the base run's; its dropout and context are set by base.dropout and base.max_seq_len")
     return dataclasses.replace(settings, model=model), base_settings
 
 
@@ -80,18 +82,20 @@ def refuse_other_world(settings: FinetuneConfig, base_settings) -> None:
     """Questions about a world that the base never read about would only measure guessing."""
     asked = [s for s in settings.data.source if world.is_world(s)]
     told = [s for s in base_settings.data.source if world.is_world(s)]
-    if asked and told and world.seed_of(asked[0]) != world.seed_of(told[0]):
-        raise UserError(f"data.source = {asked[0]!r}: the base run {settings.base.run} was pretrained on {told[0]!r}; "
-                        f"set data.source={told[0]}")
+    if asked and world.seed_of(asked[0]) not in map(world.seed_of, told):
+        raise UserError(f"data.source = {asked[0]!r}: the base run {settings.base.run} was trained on "
+                        f"{', '.join(base_settings.data.source)}; set data.source={told[0] if told else 'to files of yours'}")
 
 
-def base_model(settings: FinetuneConfig, tokenizer: Tokenizer) -> Transformer:
-    model, folder = Transformer(settings.model, settings.run.seed), Path(settings.base.run)
+def base_model(settings: FinetuneConfig, is_pretraining: bool, tokenizer: Tokenizer) -> Transformer:
+    model, folder = run.build(settings), Path(settings.base.run)
     if settings.base.weights != "random":
         place = checkpoint.find(folder, settings.base.weights)
-        if place is None:
-            raise UserError(f"{folder}: has no {settings.base.weights!r} checkpoint yet; let train.py reach an evaluation")
+        if place is None or (is_pretraining and checkpoint.read_state(place)["step"] == 0):
+            raise UserError(f"{folder}: its {settings.base.weights!r} weights are untrained yet; let train.py reach an "
+                            "evaluation, or set base.weights=random to start from nothing")
         run.load_weights(model, place, tokenizer)
+        print(f"weights of {place}\n")
     return model
 
 
@@ -142,8 +146,8 @@ def show_labels(settings: FinetuneConfig, task: Classification, folder: Path, be
     split, examples = ("test", task.test) if task.test else ("validation", task.val)
     judged = judge(labeller.model, examples, device, settings.train.batch_size)
     write_class_marks(folder, split, examples, judged)
-    for group, (right_NC, said_NC) in zip(task.groups, truths(examples, judged)):
-        print(f"\n{class_table(group, right_NC, said_NC, split)}")
+    for group, (right, said) in zip(task.groups, truths(examples, judged)):
+        print(f"\n{class_table(group, right, said, split)}")
     print(f"\n{folder} holds the run and its {split}_predictions.jsonl; ask it: "
           f"python -m minialpaca.classify {folder} \"a text\"")
 

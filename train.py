@@ -21,7 +21,6 @@ from minialpaca.data.instructions import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
 from minialpaca.data.noise import ADDED, mask_tokens
 from minialpaca.errors import UserError, command
 from minialpaca.log import progress
-from minialpaca.model import Transformer
 from minialpaca.observe import MaskObserver, Observer, SpanObserver, observer, spell
 from minialpaca.tasks.pretrain import TASKS, CorpusTask
 from minialpaca.tokenizer import Tokenizer
@@ -36,16 +35,17 @@ def main(arguments: list[str]) -> None:
     device = run.pick_device(settings.run.device)
     corpus.size(settings.data)  # every file is looked for before anything is written
     folder = Path(settings.run.dir)
-    exists = run.open_folder(folder, settings.run.resume)
-
-    tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
-    settings = with_vocabulary(settings, tokenizer)
-    scripts.show_settings(settings)
-    task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
-    run.keep(folder, settings, tokenizer)
+    with run.left_as_found(folder):
+        exists = run.open_folder(folder, settings.run.resume)
+        tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
+        settings = with_vocabulary(settings, tokenizer)
+        run.refuse_other_recipe(folder, settings, tokenizer)
+        scripts.show_settings(settings)
+        task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
+        model = run.build(settings, device)
+        run.keep(folder, settings, tokenizer)
     print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")
 
-    model = Transformer(settings.model, settings.run.seed).to(device)
     scripts.show_parameters(model, device)
     watch = watcher(settings, task, tokenizer)
     state = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2).fit()
@@ -85,7 +85,7 @@ def watcher(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer) ->
         noised = [mask_tokens(np.array(ids), settings.objective, task.vocabulary, 0, i)[0].tolist()
                   for i, ids in enumerate(texts)]
         return MaskObserver(tokenizer, [spell(tokenizer, ids) for ids in noised], noised, limit)
-    noised = [task.corrupt(np.array(ids), 0, i)[0].tolist() for i, ids in enumerate(texts) if len(ids) > 1]
+    noised = [task.corrupt(np.array(ids), 0, i)[0].tolist() for i, ids in enumerate(texts)]
     return SpanObserver(tokenizer, [spell(tokenizer, ids) for ids in noised], noised, min(limit, context - 1))
 
 

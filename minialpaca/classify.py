@@ -41,14 +41,16 @@ class Labeller:
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[Tensor]:
         """For each group the probabilities (N, C) of the texts; what does not fit the context is cut off."""
         ids = [text_ids(self.tokenizer, text.strip(), self.model.backbone.cfg.max_seq_len)[0] for text in texts]
-        device = self.model.backbone.embed.weight.device
         found = [torch.zeros(len(texts), len(group.classes), dtype=torch.float64) for group in self.groups]
         for chosen in Buckets([len(row) for row in ids]).by_length(range(len(texts)), batch_size):
-            tokens_BT, real_BT = fill_right([ids[i] for i in chosen], self.tokenizer.pad)
-            logits = self.model(tokens_BT.to(device), real_BT.to(device))
-            for p_NC, group, z_BC in zip(found, self.groups, logits):
-                p_NC[chosen] = probabilities(group, z_BC.cpu().double())
+            for p, group, z in zip(found, self.groups, self.logits([ids[i] for i in chosen])):
+                p[chosen] = probabilities(group, z.cpu().double())
         return found
+
+    def logits(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        tokens_BT, real_BT = fill_right(ids, self.tokenizer.pad)
+        device = self.model.backbone.embed.weight.device
+        return self.model(tokens_BT.to(device), real_BT.to(device))
 
 
 # ── the run folder ───────────────────────────────────────────────────────────────────────────────
@@ -83,7 +85,7 @@ def load_labeller(folder: str | Path, which: str = "best", device: torch.device 
     if not isinstance(settings, FinetuneConfig) or settings.task.name != "classification":
         raise UserError(f"{folder}: holds no classifier; give the run.dir of a finetune.py run with task.name = classification")
     tokenizer, groups = Tokenizer.load(folder / run.TOKENIZER), read_groups(folder, settings.classes)
-    model = classifier(settings, Transformer(settings.model), groups)
+    model = classifier(settings, run.build(settings), groups)
     run.load_weights(model, run.weights_of(folder, which), tokenizer)
     return Labeller(model.to(device).eval(), tokenizer, groups)
 
@@ -121,7 +123,7 @@ def main() -> None:
     labeller = load_labeller(args.run, args.checkpoint, run.pick_device(args.device))
     found = labeller(texts)
     for i, text in enumerate(texts):
-        told = (f"{group.name}: {verdict(group, p_NC[i])}" for group, p_NC in zip(labeller.groups, found))
+        told = (f"{group.name}: {verdict(group, p[i])}" for group, p in zip(labeller.groups, found))
         print("\t".join([*told, text]))
 
 

@@ -25,9 +25,27 @@ from minialpaca.errors import UserError, reason
 
 def _check(config, rules: dict[str, tuple[bool, str]]) -> None:
     """Raise for the first field whose rule is broken: `model.n_heads = 7: must divide model.d_model`."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        for text in value if isinstance(value, tuple) else [value]:
+            if isinstance(text, str) and not _is_plain(text):
+                raise UserError(f"{config.SECTION}.{f.name} = {text!r}: holds a character that no file name or text can hold")
+            if isinstance(value, tuple) and not text.strip():
+                raise UserError(f"{config.SECTION}.{f.name} = {list(value)}: one of them is blank; name something or leave it out")
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise UserError(f"{config.SECTION}.{f.name} = {str(value)[:30]}…: is larger than any machine counts")
     for name, (holds, rule) in rules.items():
         if not holds:
             raise UserError(f"{config.SECTION}.{name} = {getattr(config, name)!r}: {rule}")
+
+
+def _is_plain(text: str) -> bool:
+    """Neither half a surrogate pair (from bytes that are no UTF-8) nor a NUL."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def is_device(name: str) -> bool:
+    return bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name))
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,7 @@ class RunConfig:
     dir: str = "runs/pretrain"
     """The folder that holds everything about this run."""
     seed: int = 0
-    """Fixes initial weights, data order and dropout; two runs with one seed are equal bit for bit on a CPU."""
+    """Fixes initial weights, data order and dropout; two runs with one seed are equal bit for bit on a CPU with the same number of threads."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps`."""
     resume: str = "auto"
@@ -47,8 +65,7 @@ class RunConfig:
         _check(self, {
             "dir": (bool(self.dir.strip()), "name a folder"),
             "seed": (0 <= self.seed < 2**32, "must lie in 0 … 2³² − 1"),
-            "device": (re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device),
-                       "use auto, cpu, cuda, cuda:N or mps"),
+            "device": (is_device(self.device), "use auto, cpu, cuda, cuda:N or mps"),
             "resume": (self.resume in ("auto", "never"), "use auto or never"),
         })
 
@@ -62,7 +79,7 @@ class CorpusConfig:
     val_source: tuple[str, ...] = ()
     """Text to validate on; where empty, a part of `source` is held out."""
     val_fraction: float = 0.05
-    """The part of `source` held out: whole documents by chance, or the end of a text that is one document."""
+    """The part of `source` held out: whole documents, evenly spread, or the end of a text that is too few documents."""
     documents: str = "file"
     """What one document of a .txt is: `file`, `line`, `blank_line` (paragraphs), or the line that ends one, e.g. `<|endoftext|>`."""
     text_field: str = "text"
@@ -438,7 +455,7 @@ class FinetuneConfig:
 
 def load(form: type, path: str | Path | None = None, overrides: typing.Sequence[str] = ()):
     """Defaults of `form` ← the TOML file ← `section.key=value` overrides, every key and value checked."""
-    table = read_toml(path) if path else {}
+    table = read_toml(path) if path is not None else {}
     values = _checked(form, table, where=str(path) if path else "defaults")
     for override in overrides:
         for section, fields in _checked(form, _parse_override(override), where="command line").items():
@@ -450,15 +467,15 @@ def load(form: type, path: str | Path | None = None, overrides: typing.Sequence[
 
 def read_toml(path: str | Path) -> dict:
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file; those that come with minialpaca are in configs/") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # too many digits, too many brackets
+        raise UserError(f"{path}: is not valid TOML: {str(error)[:200]}") from None
 
 
 def _parse_override(text: str) -> dict:
@@ -469,9 +486,16 @@ def _parse_override(text: str) -> dict:
         raise UserError(f"command line: {text!r} is no override; write section.key=value, e.g. optim.lr=3e-4")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
-    return {section: {name: parsed}}
+    return {section: {name: Written(parsed, value)}}
+
+
+class Written(typing.NamedTuple):
+    """A value of the command line beside how it was written there: run.dir=1e3 means the text."""
+
+    value: object
+    text: str
 
 
 def _checked(form: type, table: dict, where: str) -> dict[str, dict]:
@@ -491,16 +515,16 @@ def _checked(form: type, table: dict, where: str) -> dict[str, dict]:
 
 
 def _convert(value, wanted, key: str, where: str):
+    if isinstance(value, Written):
+        value = value.text if wanted is str and not isinstance(value.value, str) else value.value
     if wanted == tuple[str, ...]:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
             return tuple(items)
     elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else math.inf
     elif type(value) is wanted:
         return value
-    elif wanted is str and where == "command line":  # run.dir=2024 means the text
-        return str(value)
     kind = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(wanted, "a list of texts")
     raise UserError(f"{where}: {key} = {value!r} must be {kind}")
 

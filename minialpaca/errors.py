@@ -1,6 +1,7 @@
 """Bad input gets one clear line (what, where, what to do) and exit code 2; never a traceback."""
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -15,10 +16,13 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def run(*args, **kwargs) -> None:
+        for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character is shown its number
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            complain(str(error))
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -27,10 +31,16 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except OSError as error:  # a disk that fills up, a folder that goes away: nothing the program can mend
-            print(f"error: {error.filename or 'input or output'}: {reason(error)}", file=sys.stderr)
+            complain(f"{error.filename or 'input or output'}: {reason(error)}")
             sys.exit(2)
 
     return run
+
+
+def complain(message: str) -> None:
+    """One line, whatever a path or a key may hold."""
+    print("error: " + "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message),
+          file=sys.stderr)
 
 
 def reason(error: OSError) -> str:

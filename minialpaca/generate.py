@@ -31,22 +31,22 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_n
     max_new None: as many as the context has room for. sources: for an encoder–decoder, what `model.encode` returned.
     """
     max_new = room(model, prompts, max_new)
-    tokens_BT, real_BT = pad_left(prompts, model.embed.weight.device)
-    cache = KVCache(model.cfg, len(prompts), tokens_BT.shape[1] + max_new, tokens_BT.device, model.embed.weight.dtype)
-    seen_BV = torch.zeros(len(prompts), model.cfg.vocab_size, dtype=torch.bool, device=tokens_BT.device)
+    new, real = pad_left(prompts, model.embed.weight.device)  # (B, T) of the prompts, later (B, 1)
+    cache = KVCache(model.cfg, len(prompts), new.shape[1] + max_new, new.device, model.embed.weight.dtype)
+    seen_BV = torch.zeros(len(prompts), model.cfg.vocab_size, dtype=torch.bool, device=new.device)
     for row, prompt in zip(seen_BV, prompts):
         row[torch.as_tensor(prompt, device=row.device)] = True
     generators = [torch.Generator().manual_seed(how.seed + b) for b in range(len(prompts))]
     ended = [False] * len(prompts)
     for _ in range(max_new):
-        hidden_BTD = model.hidden(tokens_BT, real_BT, cache, sources=sources)
-        next_B = choose(model.logits(hidden_BTD[:, -1]), seen_BV, how, generators)
+        last_BD = model.hidden(new, real, cache, sources=sources)[:, -1]
+        next_B = choose(model.logits(last_BD), seen_BV, how, generators)
         yield [None if over else token for over, token in zip(ended, next_B.tolist())]
         ended = [over or token == eos for over, token in zip(ended, next_B.tolist())]
         if all(ended):
             return
         seen_BV.scatter_(1, next_B[:, None], True)
-        tokens_BT, real_BT = next_B[:, None], None  # an ended row runs on unseen: nobody looks at its tokens
+        new, real = next_B[:, None], None  # an ended row runs on unseen: nobody looks at its tokens
 
 
 def generate(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,

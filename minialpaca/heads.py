@@ -57,7 +57,7 @@ class Classifier(nn.Module):
         hidden_BTD = self.backbone.hidden(tokens_BT, real_BT)
         pooled_BD = self.dropout(pool(hidden_BTD, real_BT, self.pooling))
         logits = [head(pooled_BD) for head in self.heads]
-        return [z_BC.to(torch.promote_types(z_BC.dtype, torch.float32)) for z_BC in logits]
+        return [z.to(torch.promote_types(z.dtype, torch.float32)) for z in logits]
 
 
 def backbone_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -47,15 +47,15 @@ def rotary_angles(positions: Tensor, d_head: int, theta: float) -> tuple[Tensor,
     return angles.cos(), angles.sin()
 
 
-def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """[x_2i, x_2i+1] ← [[cos mθ_i, −sin mθ_i], [sin mθ_i, cos mθ_i]] [x_2i, x_2i+1]   [rope.34]
 
-    Pairs are adjacent dimensions (2i, 2i+1), as in the papers of RoPE and Llama. cos and sin
-    broadcast to (B, H, T, P). So q_m·k_n depends on m − n alone. Su et al. 2021, eq. 34.
+    x (…, T, K); pairs are adjacent dimensions (2i, 2i+1), as in the papers of RoPE and Llama. cos and sin
+    broadcast to (…, T, P). So q_m·k_n depends on m − n alone. Su et al. 2021, eq. 34.
     """
-    even, odd = x_BHTK.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x_BHTK.dtype)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def spelled_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, may_look: Tensor | None = None,
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
 
     def _for_each_query_head(self, x_BGSK: Tensor) -> Tensor:
-        """Query heads g·H/G … (g+1)·H/G − 1 share key/value head g. Ainslie et al. 2023, §2.2."""
+        """Query heads g·H/G … (g+1)·H/G − 1 share key/value head g   [gqa.1]   Ainslie et al. 2023, §2.2."""
         group = self.n_heads // self.n_kv_heads
         return x_BGSK if group == 1 else x_BGSK.repeat_interleave(group, dim=1)
 
@@ -299,11 +299,12 @@ class Transformer(nn.Module):
         return places_BT, _causal_among_real(real_BS, offset, T)[:, None]
 
     def _both_ways(self, tokens_BT: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Every query may look at every real key; each row needs one."""
+        """Every query may look at every real key; in a row of nothing but padding at all, so that no softmax is empty."""
         self._refuse_overflow(0, tokens_BT.shape[1], self.cfg.max_seq_len)
         if real_BT is None:
             return torch.arange(tokens_BT.shape[1], device=tokens_BT.device), None
-        return (real_BT.cumsum(-1) - 1).clamp(min=0), real_BT[:, None, None]
+        seen_BT = real_BT | ~real_BT.any(-1, keepdim=True)
+        return (real_BT.cumsum(-1) - 1).clamp(min=0), seen_BT[:, None, None]
 
     def _refuse_overflow(self, offset: int, new: int, limit: int) -> None:
         if offset + new > limit:
@@ -328,10 +329,10 @@ def _causal_among_real(real_BS: Tensor, offset: int, length: int) -> Tensor:
 
 
 def init_std(cfg: ModelConfig, name: str) -> float | None:
-    """The table of initial weights: N(0, std²) by parameter name, None for gains, which start at 1.
+    """N(0, std²) with std = σ, 1/√D or 1/√(2LD) by parameter name; None for gains, which start at 1   [init.1]
 
-    Embeddings 0.02, as in GPT-2. Matrices 1/√D, so that a product with a normed x has variance 1 at any width;
-    GPT-2's 0.02 for them too leaves attention scores near 0 and delays copying and recall (docs/LOG.md).
+    Embeddings 0.02, as in GPT-2. Matrices 1/√D, so that a product with a normed x has variance 1 at any width
+    (`down_proj` too, though its input is F wide and not normed); GPT-2's 0.02 for them too leaves attention scores near 0 and delays copying and recall (docs/LOG.md).
     The n projections that write into a residual stream share its growth: 1/√n, n = 2L, or 3L in a decoder
     with cross-attention. Radford et al. 2019, §2.3.
     """

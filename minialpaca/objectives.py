@@ -69,18 +69,18 @@ def label_groups_sum(logits: Sequence[Tensor], labels: Sequence[Tensor], smoothi
     entropies of C_j yes-or-no questions: −y log σ(z) − (1 − y) log σ(−z).
     """
     return torch.stack([
-        F.binary_cross_entropy_with_logits(z_BC, y.to(z_BC.dtype), reduction="sum") if y.dim() == 2
-        else cross_entropy_sum(z_BC, y, smoothing) for z_BC, y in zip(logits, labels, strict=True)]).sum()
+        F.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="sum") if y.dim() == 2
+        else cross_entropy_sum(z, y, smoothing) for z, y in zip(logits, labels, strict=True)]).sum()
 
 
 def regularised_groups_sum(forward: Callable[[], Sequence[Tensor]], labels: Sequence[Tensor], how: LossConfig,
                            training: bool) -> Tensor:
-    """The classification loss that is trained: smoothing and R-Drop for each single-label group [smoothing.1, rdrop.4]."""
+    """The classification loss that is trained: label groups with smoothing, or each of them with R-Drop, where `how` says so."""
     if not training:
         return label_groups_sum(forward(), labels)
     if how.r_drop:
-        return torch.stack([r_drop_sum(one_BC, other_BC, y_B, how.r_drop, how.label_smoothing)
-                            for one_BC, other_BC, y_B in zip(forward(), forward(), labels, strict=True)]).sum()
+        return torch.stack([r_drop_sum(one, other, y, how.r_drop, how.label_smoothing)
+                            for one, other, y in zip(forward(), forward(), labels, strict=True)]).sum()
     return label_groups_sum(forward(), labels, how.label_smoothing)
 
 

@@ -34,7 +34,10 @@ def _role(module: nn.Module, name: str) -> str:
 
 
 def build_adamw(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with decoupled decay on the roles that `DECAYS` names. Loshchilov & Hutter 2019."""
+    """θ ← θ − η (m̂ / (√v̂ + ε) + λ θ), λ = 0 for the roles that `DECAYS` spares   [adamw.2]
+
+    m̂ and v̂ are the bias-corrected averages of g and g². Loshchilov & Hutter 2019, algorithm 2.
+    """
     groups = [{"params": parameters, "weight_decay": cfg.weight_decay if DECAYS[role] else 0.0}
               for role, parameters in roles(model).items() if parameters]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")

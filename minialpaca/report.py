@@ -95,11 +95,11 @@ class ClassObserver:
     task: Classification
 
     def __call__(self, model: nn.Module, log: RunLog, step: int) -> None:
-        for group, (right_NC, said_NC) in zip(self.task.groups, truths(self.task.val, self.task.judged)):
-            log.text(f"classes/{group.name}", markdown(class_rows(group, right_NC, said_NC), (group.name, *CLASS_HEADS)), step)
+        for group, (right, said) in zip(self.task.groups, truths(self.task.val, self.task.judged)):
+            log.text(f"classes/{group.name}", markdown(class_rows(group, right, said), (group.name, *CLASS_HEADS)), step)
             heads = ("right \\ said", *(f"{c} {name}" for c, name in enumerate(group.classes, 1)))
-            log.text(f"confusion/{group.name}", markdown(confusion_rows(group, right_NC, said_NC), heads), step)
-            log.image(f"confusion/{group.name}", confusion_picture(confusion(right_NC, said_NC).numpy()), step)
+            log.text(f"confusion/{group.name}", markdown(confusion_rows(group, right, said), heads), step)
+            log.image(f"confusion/{group.name}", confusion_picture(confusion(right, said).numpy()), step)
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
@@ -108,9 +108,9 @@ class ClassObserver:
 def write_class_marks(folder: Path, split: str, examples: TextExamples, judged: Judged) -> None:
     """`test_predictions.jsonl` with every text, its right labels and what was said; `test_marks.json` with the marks."""
     marks = {}
-    for group, (right_NC, said_NC) in zip(examples.groups, truths(examples, judged)):
-        of_class = class_rows(group, right_NC, said_NC)
-        marks[group.name] = {"accuracy": accuracy(right_NC, said_NC), "macro_f1": of_class[-1][3],
+    for group, (right, said) in zip(examples.groups, truths(examples, judged)):
+        of_class = class_rows(group, right, said)
+        marks[group.name] = {"accuracy": accuracy(right, said), "macro_f1": of_class[-1][3],
                              "classes": {row[0]: dict(zip(("precision", "recall", "f1", "texts"), row[1:])) for row in of_class[:-1]}}
     records = (json.dumps(record, ensure_ascii=False) + "\n" for record in predictions(examples, judged))
     write_whole(folder / f"{split}_predictions.jsonl", "".join(records))

@@ -1,14 +1,16 @@
 """A run is a folder: config.toml, tokenizer.model, metrics.jsonl, tensorboard/, checkpoints/."""
 
+import contextlib
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from minialpaca import checkpoint, config
-from minialpaca.config import FinetuneConfig, PretrainConfig
+from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.errors import UserError, reason
 from minialpaca.heads import backbone_weights
 from minialpaca.model import Transformer
@@ -33,17 +35,40 @@ def open_folder(folder: Path, resume: str) -> bool:
     return exists
 
 
+@contextlib.contextmanager
+def left_as_found(folder: Path):
+    """Around the making of a run, up to `keep`: where the input turns out faulty, what was written so far goes again."""
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    try:
+        yield
+    except UserError:
+        if folder.is_dir() and not (folder / CONFIG).exists():
+            for entry in set(folder.iterdir()) - (before or set()):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if before is None:
+                folder.rmdir()
+        raise
+
+
+def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> None:
+    """A run is continued as it was begun, before anything of it is touched."""
+    if not (folder / CONFIG).exists():
+        return
+    old = settings_of(folder)
+    if type(old) is not type(settings):
+        raise UserError(f"{folder}: holds a run of {'finetune.py' if isinstance(old, FinetuneConfig) else 'train.py'}; "
+                        "choose another run.dir")
+    changed = [d for d in config.differences(old, settings) if not d.startswith(MAY_CHANGE) or d.startswith("run.seed")]
+    if changed:
+        raise UserError(f"{folder}: holds a run with another recipe ({'; '.join(changed)}); go on with that one, "
+                        "choose another run.dir, or delete the folder")
+    if Tokenizer.load(folder / TOKENIZER).sha256 != tokenizer.sha256:
+        raise UserError(f"{folder / TOKENIZER}: is not the tokenizer of this run's data; choose another run.dir")
+
+
 def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
-    """Write the resolved config and the tokenizer, or refuse to go on with another recipe than the folder's."""
+    """Write the resolved config and the tokenizer, where they are not there yet."""
     if (folder / CONFIG).exists():
-        old = config.load(type(settings), folder / CONFIG)
-        changed = [d for d in config.differences(old, settings) if not d.startswith(MAY_CHANGE)
-                   or d.startswith("run.seed")]
-        if changed:
-            raise UserError(f"{folder}: holds a run with another recipe ({'; '.join(changed)}); go on with that one, "
-                            "choose another run.dir, or delete the folder")
-        if Tokenizer.load(folder / TOKENIZER).sha256 != tokenizer.sha256:
-            raise UserError(f"{folder / TOKENIZER}: is not the tokenizer of this run's data; choose another run.dir")
         return
     tokenizer.save(folder / TOKENIZER)
     part = folder / (CONFIG + ".part")
@@ -70,13 +95,22 @@ def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | P
                         "give a run with model.architecture = decoder")
 
 
+def build(settings, device: torch.device | str = "cpu", **changes) -> Transformer:
+    """The untrained model of a config; one that is too large for the machine is refused before anything is written."""
+    try:
+        return Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed).to(device)
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # PyTorch's ways of saying that it is too much
+        raise UserError(f"model: cannot be made on {device} ({(str(error).splitlines() or ['no memory'])[0][:200]}); "
+                        "make it smaller: model.d_model, n_layers, d_ff, vocab_size") from None
+
+
 def load(folder: str | Path, which: str = "best", device: torch.device | str = "cpu",
          **changes) -> tuple[Transformer, Tokenizer]:
     """The model of a run, ready to answer, and its tokenizer. `changes` go to its ModelConfig (dropout, context)."""
     folder = Path(folder)
     settings = settings_of(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
-    model = Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed)
+    model = build(settings, **changes)
     load_weights(model, weights_of(folder, which), tokenizer)
     return model.to(device).eval(), tokenizer
 
@@ -104,12 +138,11 @@ def load_weights(model: nn.Module, place: Path, tokenizer: Tokenizer) -> None:
 
 def pick_device(name: str) -> torch.device:
     """`auto` takes a GPU where there is one."""
+    if not is_device(name):
+        raise UserError(f"run.device = {name!r}: use auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"run.device = {name!r}: is no device; use auto, cpu, cuda, cuda:N or mps") from None
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"run.device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():

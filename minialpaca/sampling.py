@@ -36,14 +36,17 @@ class Sampling:
             ("top_p", 0 <= self.top_p <= 1, "must lie in 0 … 1"),
             ("min_p", 0 <= self.min_p <= 1, "must lie in 0 … 1"),
             ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "must lie in 0.001 … 1000"),
-            ("seed", self.seed >= 0, "must not be negative"),
+            ("seed", 0 <= self.seed < 2**63, "must lie in 0 … 2⁶³ − 1"),
         ):
             if not holds:
                 raise UserError(f"{name} = {getattr(self, name)}: {rule}")
 
 
 def choose(logits_BV: Tensor, seen_BV: Tensor, how: Sampling, generators: list[torch.Generator]) -> Tensor:
-    """The next token of each row. Order: penalty, temperature, top-k, top-p, min-p, draw."""
+    """v ~ softmax(z / T) after the penalty and before the filters; T = 0 is greedy   [temperature.1]
+
+    The next token of each row. Order: penalty, temperature, top-k, top-p, min-p, draw. Ackley et al. 1985.
+    """
     logits_BV = penalise_repetition(logits_BV, seen_BV, how.repetition_penalty)
     if how.temperature == 0:
         return greedy(logits_BV)
@@ -63,7 +66,11 @@ def greedy(logits_BV: Tensor) -> Tensor:
 
 
 def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """z_v ← z_v / ρ if z_v > 0 else z_v ρ, for tokens v seen before   [repetition.1]   Keskar et al. 2019, §4.1."""
+    """z_v ← z_v / ρ if z_v > 0 else z_v ρ, for tokens v seen before   [repetition.1]
+
+    Keskar et al. 2019, §4.1, which divides whatever the sign (of a negative z that would make v likelier) and counts
+    what was generated; here the prompt's tokens count too.
+    """
     if penalty == 1:
         return logits_BV
     penalised_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
@@ -71,7 +78,7 @@ def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> T
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Keep {v : z_v ≥ the k-th largest z}. Fan et al. 2018, §5. Ties with the k-th all stay."""
+    """Keep {v : z_v ≥ the k-th largest z}   [topk.1]   Fan et al. 2018, §5. Ties with the k-th all stay."""
     if k == 0 or k >= logits_BV.shape[-1]:
         return logits_BV
     kth_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
@@ -90,7 +97,7 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits_BV: Tensor, min_p: float) -> Tensor:
-    """Keep {v : P(v) ≥ p_min max_u P(u)}. Nguyen et al. 2024, §3; in logits: z_v ≥ max z + log p_min."""
+    """Keep {v : P(v) ≥ p_min max_u P(u)}   [minp.1]   Nguyen et al. 2024, §3; in logits: z_v ≥ max z + log p_min."""
     if min_p == 0:
         return logits_BV
     return logits_BV.masked_fill(logits_BV < logits_BV.amax(-1, keepdim=True) + math.log(min_p), -math.inf)

@@ -54,17 +54,23 @@ class Tokenizer:
             tokenizer = cls(Path(path).read_bytes(), str(path))
         except OSError as error:
             raise UserError(f"{path}: tokenizer cannot be read: {reason(error)}") from None
-        back = tokenizer.decode(tokenizer.encode(TRICKY))
-        if back != TRICKY:
-            raise UserError(f"{path}: this vocabulary loses text ({TRICKY!r} came back as {back!r}); "
-                            "train one with identity normalisation and byte fallback")
+        if not tokenizer.model:
+            raise UserError(f"{path}: is empty; give a SentencePiece .model file")
+        for text in (TRICKY, " a", "a"):
+            back = tokenizer.decode(tokenizer.encode(text))
+            if back != text:
+                raise UserError(f"{path}: this vocabulary loses text ({text!r} came back as {back!r}); "
+                                "train one with identity normalisation and byte fallback")
         return tokenizer
 
     @classmethod
     def train(cls, texts: Iterable[str], kind: str = "bpe", vocab_size: int = 2048) -> "Tokenizer":
         """Learn a vocabulary of at most `vocab_size` pieces (`bpe`, `unigram` or `char`) from a stream of texts."""
-        lines = _lines(texts)
+        raised: list[BaseException] = []
+        lines = _remember(_lines(texts), raised)
         first = next(lines, None)
+        if raised:
+            raise raised[0]
         if first is None:
             raise UserError("tokenizer: there is no text to learn a vocabulary from")
         model = io.BytesIO()
@@ -79,8 +85,12 @@ class Tokenizer:
                 input_sentence_size=2_000_000, shuffle_input_sentence=False,
             )
         except (RuntimeError, OSError) as error:
-            raise UserError(f"tokenizer.vocab_size = {vocab_size}: SentencePiece cannot learn this vocabulary from "
-                            f"this text ({_last_sentence(error)}); use fewer pieces or more text") from None
+            advice = "more pieces" if "required_chars" in str(error) else "fewer pieces or more text"
+            raise raised[0] if raised else UserError(
+                f"tokenizer.vocab_size = {vocab_size}: SentencePiece cannot learn this vocabulary from this text "
+                f"({_last_sentence(error)}); use {advice}") from None
+        if raised:
+            raise raised[0]
         return cls(model.getvalue())
 
     def encode(self, text: str, *, starts: bool = True) -> list[int]:
@@ -106,7 +116,7 @@ class Tokenizer:
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         at_start = True
         for i in ids:
-            data = self.piece_bytes[i]
+            data = self.piece_bytes[i] if i < self.vocab_size else b""  # a model may have more ids than text has
             if at_start and data:
                 # The implied space. A space spelled as a byte piece is a real one.
                 data, at_start = (data[1:] if self._starts_with_space(i) else data), False
@@ -144,6 +154,14 @@ def _lines(texts: Iterable[str], longest: int = 10_000) -> Iterator[str]:
         for line in text.splitlines():
             for start in range(0, len(line), longest):
                 yield line[start:start + longest]
+
+
+def _remember(lines: Iterator[str], raised: list[BaseException]) -> Iterator[str]:
+    """SentencePiece words what its iterator raises anew, so a fault of the text would read as one of the vocabulary."""
+    try:
+        yield from lines
+    except BaseException as error:
+        raised.append(error)
 
 
 def _last_sentence(error: Exception) -> str:

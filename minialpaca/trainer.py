@@ -59,6 +59,9 @@ class Trainer:
     def fit(self) -> dict:
         """Train to the last step or to the end of patience, continuing from the last checkpoint if there is one."""
         self._resume()
+        if self.total_steps <= self.optim.warmup_steps:
+            print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
+                  f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
         with progress("training", self.total_steps, "steps", self.state["step"]) as bar:
             self.log, self.bar = RunLog(self.folder, self.state["step"]), bar
             try:
@@ -126,7 +129,7 @@ class Trainer:
             last = checkpoint.find(self.folder)
             raise UserError(f"step {step + 1}: loss {loss.item()}, gradient norm {grad_norm.item()} at learning rate "
                             f"{learning_rate(self.optim, step, self.total_steps):.3g}; nothing was updated, the last good "
-                            f"checkpoint is {last or 'none yet'}; lower optim.lr or raise optim.warmup_steps")
+                            f"checkpoint is {last or 'none yet'}; lower optim.lr or raise optim.warmup_steps, in another run.dir")
 
     # ── between steps ────────────────────────────────────────────────────────────────────────────
 
@@ -170,14 +173,19 @@ class Trainer:
         self.log.flush()
         checkpoint.save(self.folder, self.state["step"],
                         {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()},
-                        {**self.state, "tokenizer": self.task.tokenizer_sha256}, best=improved)
+                        {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256},
+                        best=improved)
 
     def _resume(self) -> None:
         place = checkpoint.find(self.folder)
         if place is None:
             return
         checkpoint.verify(place)
-        self.state = {key: value for key, value in checkpoint.read_state(place).items() if key in self.state}
+        saved = checkpoint.read_state(place)
+        if saved["data"] != self.task.data_sha256:
+            raise UserError(f"{self.folder}: the data are not those that this run began with; put them back, or choose "
+                            "another run.dir for the new ones")
+        self.state = {key: value for key, value in saved.items() if key in self.state}
         self.model.load_state_dict(checkpoint.read_tensors(place, "model"))
         self.optimizer.load_state_dict(checkpoint.read_tensors(place, "optimizer"))
         done = self.state["step"] >= self.total_steps or self.state["stopped_early"]

@@ -4,8 +4,11 @@ import json
 import random
 from pathlib import Path
 
+import axes
 import pytest
 from running import TINY_FINETUNE, TINY_PRETRAIN, in_process
+
+axes.install()  # before the first import of what it measures
 
 import finetune
 import train

@@ -68,34 +68,58 @@ def swiglu(x: list[float], gate: list, up: list, down: list) -> list[float]:
     return times(down, [swish(g) * u for g, u in zip(times(gate, x), times(up, x))])
 
 
-def decoder(weights: dict[str, Tensor], cfg, tokens: list[int]) -> list[list[float]]:
-    """The logits of each token of one sequence, from a state dict."""
-    w = {name: listed(tensor) for name, tensor in weights.items()}
-    stream = [list(w["embed.weight"][token]) for token in tokens]
-    see = [[s <= t for s in range(len(tokens))] for t in range(len(tokens))]
+def heads_of(rows: list, cfg, heads: int) -> list[list]:
+    """The columns of each row, head by head: heads × rows × K."""
+    assert len(rows[0]) == heads * cfg.d_head
+    return [[row[h * cfg.d_head:(h + 1) * cfg.d_head] for row in rows] for h in range(heads)]
+
+
+def sublayer_attention(w: dict, name: str, cfg, x: list, y: list, see: list[list[bool]], positions: bool) -> list:
+    """Queries from the rows of x, keys and values from those of y; with rotary positions or without any."""
+    q = heads_of([times(w[name + "q_proj.weight"], row) for row in x], cfg, cfg.n_heads)
+    k = heads_of([times(w[name + "k_proj.weight"], row) for row in y], cfg, cfg.kv_heads)
+    v = heads_of([times(w[name + "v_proj.weight"], row) for row in y], cfg, cfg.kv_heads)
+    if positions:
+        q, k = ([[rotate(row, m, cfg.rope_theta) for m, row in enumerate(head)] for head in heads] for heads in (q, k))
+    mixes = []
+    for h in range(cfg.n_heads):
+        shared = h * cfg.kv_heads // cfg.n_heads
+        mixes.append(attention(q[h], k[shared], v[shared], see)[0])
+    joined = [[value for head in mixes for value in head[t]] for t in range(len(x))]
+    return [times(w[name + "o_proj.weight"], row) for row in joined]
+
+
+def plus(stream: list, change: list) -> list:
+    return [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(stream, change, strict=True)]
+
+
+def stack(w: dict, name: str, cfg, stream: list, causal: bool, source: list | None = None) -> list:
+    """L blocks and the norm behind them; `source`, if there is one, is looked at as a whole in the middle of each block."""
+    def normed(gain: str) -> list:
+        return [rms_norm(x, w[gain], cfg.norm_eps) for x in stream]
+
+    see = [[not causal or s <= t for s in range(len(stream))] for t in range(len(stream))]
     for layer in range(cfg.n_layers):
-        name = f"layers.{layer}."
-        normed = [rms_norm(x, w[name + "attn_norm.weight"], cfg.norm_eps) for x in stream]
-        q, k, v = ([times(w[f"{name}attn.{p}_proj.weight"], x) for x in normed] for p in "qkv")
-        heads = []
-        for head in range(cfg.n_heads):
-            shared = head * cfg.kv_heads // cfg.n_heads
+        block = f"{name}layers.{layer}."
+        x = normed(block + "attn_norm.weight")
+        stream = plus(stream, sublayer_attention(w, block + "attn.", cfg, x, x, see, positions=True))
+        if source is not None:
+            x, all_of_it = normed(block + "cross_norm.weight"), [[True] * len(source)] * len(stream)
+            stream = plus(stream, sublayer_attention(w, block + "cross.", cfg, x, source, all_of_it, positions=False))
+        matrices = [w[f"{block}mlp.{p}_proj.weight"] for p in ("gate", "up", "down")]
+        stream = plus(stream, [swiglu(x, *matrices) for x in normed(block + "mlp_norm.weight")])
+    return normed(name + "final_norm.weight")
 
-            def part(rows, h):
-                return [row[h * cfg.d_head:(h + 1) * cfg.d_head] for row in rows]
 
-            def turned(rows, h):
-                return [rotate(row, m, cfg.rope_theta) for m, row in enumerate(part(rows, h))]
-
-            heads.append(attention(turned(q, head), turned(k, shared), part(v, shared), see)[0])
-        for t, x in enumerate(stream):
-            joined = [value for head in heads for value in head[t]]
-            stream[t] = [a + b for a, b in zip(x, times(w[name + "attn.o_proj.weight"], joined))]
-        for t, x in enumerate(stream):
-            normed_x = rms_norm(x, w[name + "mlp_norm.weight"], cfg.norm_eps)
-            out = swiglu(normed_x, *(w[f"{name}mlp.{p}_proj.weight"] for p in ("gate", "up", "down")))
-            stream[t] = [a + b for a, b in zip(x, out)]
-    return [times(w["lm_head.weight"], rms_norm(x, w["final_norm.weight"], cfg.norm_eps)) for x in stream]
+def transformer(weights: dict[str, Tensor], cfg, tokens: list[int], source: list[int] | None = None) -> list[list[float]]:
+    """The logits of each token of one sequence, from a state dict, for each of the three architectures."""
+    w = {name: listed(tensor) for name, tensor in weights.items()}
+    read = None
+    if source is not None:
+        read = stack(w, "encoder.", cfg, [w["embed.weight"][token] for token in source], causal=False)
+    embedded = [w["embed.weight"][token] for token in tokens]
+    spoken = stack(w, "", cfg, embedded, causal=cfg.architecture != "encoder", source=read)
+    return [times(w["lm_head.weight"], x) for x in spoken]
 
 
 # ── loss and optimiser ───────────────────────────────────────────────────────────────────────────
@@ -103,6 +127,53 @@ def decoder(weights: dict[str, Tensor], cfg, tokens: list[int]) -> list[list[flo
 
 def cross_entropy_sum(logits: list[list[float]], targets: list[int], ignore: int = -100) -> float:
     return math.fsum(-math.log(softmax(z)[y]) for z, y in zip(logits, targets, strict=True) if y != ignore)
+
+
+def smoothed_cross_entropy_sum(logits: list[list[float]], targets: list[int], epsilon: float, ignore: int = -100) -> float:
+    """H(q, p) with q(v) = (1 − ε) δ(v, y) + ε u(v), u uniform over the V classes, y's own included."""
+    total = []
+    for z, y in zip(logits, targets, strict=True):
+        if y != ignore:
+            p, u = softmax(z), 1 / len(z)
+            total += [-((1 - epsilon) * (v == y) + epsilon * u) * math.log(p[v]) for v in range(len(z))]
+    return math.fsum(total)
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    """KL(P‖Q) = Σ_v P(v) log P(v)/Q(v)"""
+    return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def symmetric_kl_sum(one: list[list[float]], other: list[list[float]]) -> float:
+    pairs = [(softmax(a), softmax(b)) for a, b in zip(one, other, strict=True)]
+    return math.fsum((kl(p, q) + kl(q, p)) / 2 for p, q in pairs)
+
+
+def r_drop_sum(one: list[list[float]], other: list[list[float]], targets: list[int], alpha: float,
+               epsilon: float = 0.0) -> float:
+    """Liang et al. 2021, eq. 4, L = L_NLL + α L_KL with both passes in L_NLL; half of it."""
+    nll = sum(smoothed_cross_entropy_sum(z, targets, epsilon) for z in (one, other))
+    return (nll + alpha * symmetric_kl_sum(one, other)) / 2
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+def label_groups_sum(logits: list, labels: list, epsilon: float = 0.0) -> float:
+    """Example by example and group by group: a class number is one of C, a row of zeros and ones C questions."""
+    total = []
+    for i in range(len(logits[0])):
+        for z, y in zip((group[i] for group in logits), (group[i] for group in labels), strict=True):
+            if isinstance(y, list):
+                total += [-math.log(sigmoid(a)) if said else -math.log(1 - sigmoid(a)) for a, said in zip(z, y, strict=True)]
+            else:
+                total.append(smoothed_cross_entropy_sum([z], [y], epsilon))
+    return math.fsum(total)
+
+
+def squared_norm(parameters: list[list[float]]) -> float:
+    return math.fsum(value**2 for part in parameters for value in part)
 
 
 def adamw(theta: list[float], gradients: list[list[float]], lr: list[float], beta1: float, beta2: float, eps: float,
@@ -184,19 +255,6 @@ def pooled(hidden: list[list[float]], real: list[bool], how: str) -> list[float]
     if how == "mean":
         return [math.fsum(hidden[t][d] for t in places) / len(places) for d in range(len(hidden[0]))]
     return hidden[places[0] if how == "first" else places[-1]]
-
-
-def group_loss(z: list[float], right, smoothing: float = 0.0) -> float:
-    """−Σ_c q_c log p_c for a class number; Σ_c of the yes-or-no cross entropies for a list of zeros and ones."""
-    if isinstance(right, list):
-        p = [1 / (1 + math.exp(-v)) for v in z]
-        return math.fsum(-math.log(p_c if y else 1 - p_c) for p_c, y in zip(p, right, strict=True))
-    q = [(1 - smoothing) * (c == right) + smoothing / len(z) for c in range(len(z))]
-    return math.fsum(-q_c * math.log(p_c) for q_c, p_c in zip(q, softmax(z)))
-
-
-def kl(p: list[float], q: list[float]) -> float:
-    return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def marks(right: list[set], said: list[set], classes: list) -> dict:

@@ -16,7 +16,7 @@ from minialpaca.config import BaseConfig, ClassesConfig, FinetuneConfig, Instruc
 from minialpaca.data import texts as data_texts
 from minialpaca.data.texts import Group, text_ids
 from minialpaca.errors import UserError
-from minialpaca.objectives import label_groups_sum, regularised_groups_sum
+from minialpaca.objectives import regularised_groups_sum
 from minialpaca.tasks import classification
 from minialpaca.tasks.classification import Classification, judge, said
 
@@ -54,24 +54,11 @@ def made(settings):
 
 LOGITS = [tiny.normal(4, 3) * 2, tiny.normal(4, 5, seed=3) * 2]
 OTHERS = [tiny.normal(4, 3, seed=4) * 2, tiny.normal(4, 5, seed=5) * 2]
-NUMBERS, TRUTHS = torch.tensor([2, 0, 1, 1]), (tiny.normal(4, 5, seed=6) > 0).float()
-ONE_EACH = [NUMBERS, torch.tensor([4, 0, 3, 3])]
+ONE_EACH = [torch.tensor([2, 0, 1, 1]), torch.tensor([4, 0, 3, 3])]
 
 
 def summed(logits, labels, smoothing=0.0):
-    return math.fsum(spelled.group_loss(z, y, smoothing) for zs, ys in zip(logits, labels) for z, y in zip(listed(zs), ys.tolist()))
-
-
-@pytest.mark.parametrize("labels", [[NUMBERS, TRUTHS], ONE_EACH], ids=["with several", "one each"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_is_the_papers_double_sum(labels, smoothing):
-    assert float(label_groups_sum(LOGITS, labels, smoothing)) == pytest.approx(summed(LOGITS, labels, smoothing), abs=1e-12)
-
-
-def test_the_loss_by_pencil():
-    """Even odds among three, and of two questions: 2 · (ln 3 + 2 ln 2)."""
-    loss = label_groups_sum([torch.zeros(2, 3), torch.zeros(2, 2)], [torch.tensor([0, 2]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])])
-    assert float(loss) == pytest.approx(2 * (math.log(3) + 2 * math.log(2)))
+    return spelled.label_groups_sum([listed(z) for z in logits], [y.tolist() for y in labels], smoothing)
 
 
 def test_r_drop_is_half_of_both_losses_and_their_divergence():
@@ -107,8 +94,8 @@ def test_the_gradient_of_a_step_is_the_loops(source, architecture, pooling):
             for h_TD, real, right in zip(hidden, batch.real_BT.tolist(), labels.tolist()):
                 h = spelled.pooled(h_TD, real, pooling)
                 z = spelled.times(listed(head.weight), h)
-                loss += spelled.group_loss(z, [int(y) for y in right] if isinstance(right, list) else right) / n
-                p = [1 / (1 + math.exp(-v)) for v in z] if isinstance(right, list) else spelled.softmax(z)
+                loss += spelled.label_groups_sum([[z]], [[right]]) / n
+                p = [spelled.sigmoid(v) for v in z] if isinstance(right, list) else spelled.softmax(z)
                 q = right if isinstance(right, list) else [float(c == right) for c in range(len(z))]
                 gradient += torch.tensor([[(p_c - q_c) * h_d / n for h_d in h] for p_c, q_c in zip(p, q)],
                                          dtype=torch.float64)
@@ -167,7 +154,7 @@ def test_measures_are_the_counted_ones(source):
         for i, ids in enumerate(task.val.ids):
             z = listed(model(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[j][0])
             number = task.val.targets[j][i].tolist()
-            loss += spelled.group_loss(z, [int(y) for y in number] if group.several else number) / len(right)
+            loss += spelled.label_groups_sum([[z]], [[number]]) / len(right)
             answers.append({c for c, v in zip(group.classes, z) if (v > 0 if group.several else v == max(z))})
         marks.append(spelled.marks(right, answers, group.classes))
         assert measured[f"val_accuracy/{group.name}"] == pytest.approx(marks[-1]["accuracy"])

@@ -35,7 +35,7 @@ def module(main, monkeypatch, *arguments, stdin=""):
 
 
 def is_no_run(folder):
-    return not (folder / "config.toml").exists() and not (folder / "checkpoints").exists()
+    return not folder.exists()
 
 
 # ── bad data ─────────────────────────────────────────────────────────────────────────────────────
@@ -66,6 +66,20 @@ def test_bad_text_is_one_line_and_leaves_no_run(pretrain_command, pretrained, tm
     outcome = pretrain(pretrain_command, tmp_path / "run", f"data.source={source}", *given)
     refused(outcome, *said)
     assert is_no_run(tmp_path / "run")
+
+
+def test_a_fault_leaves_what_was_in_the_folder_before(pretrain_command, tmp_path):
+    note = written(tmp_path / "run" / "note.txt", "mine")
+    source = written(tmp_path / "a.txt", b"bad \xff\n")
+    refused(pretrain(pretrain_command, tmp_path / "run", f"data.source={source}"), "line 1: is not UTF-8")
+    assert list((tmp_path / "run").iterdir()) == [note] and note.read_text() == "mine"
+
+
+def test_what_is_trained_on_cannot_validate(pretrain_command, finetune_command, sources, tmp_path):
+    for script, command, name in ((pretrain, pretrain_command, "story.txt"), (tune, finetune_command, "alpaca.json")):
+        refused(script(command, tmp_path / "run", f"data.val_source={sources / name}"),
+                "data.val_source: ", f"{name} is in data.source too")
+        assert is_no_run(tmp_path / "run")
 
 
 def test_after_a_fault_is_mended_the_same_command_will_do(pretrain_command, tmp_path):
@@ -238,8 +252,66 @@ def test_a_base_without_a_checkpoint_is_one_line_and_random_weights_need_none(fi
     shutil.copytree(pretrained, tmp_path / "base")
     shutil.rmtree(tmp_path / "base" / "checkpoints")
     base = f"base.run={tmp_path / 'base'}"
-    refused(tune(finetune_command, tmp_path / "run", base), "has no 'best' checkpoint yet")
+    refused(tune(finetune_command, tmp_path / "run", base), "'best' weights are untrained yet")
     assert tune(finetune_command, tmp_path / "random", base, "base.weights=random", "train.steps=1").code == 0
+
+
+def test_a_base_that_was_stopped_before_its_first_evaluation_is_refused(finetune_command, pretrain_command, tmp_path,
+                                                                        monkeypatch):
+    monkeypatch.setattr("minialpaca.trainer.Trainer.take_step", interrupted)
+    assert pretrain(pretrain_command, tmp_path / "base").code == 130
+    refused(tune(finetune_command, tmp_path / "run", f"base.run={tmp_path / 'base'}"), "weights are untrained yet")
+    assert is_no_run(tmp_path / "run")
+
+
+def interrupted(self):
+    raise KeyboardInterrupt
+
+
+def test_the_model_is_the_bases(finetune_command, tmp_path):
+    refused(tune(finetune_command, tmp_path / "run", "model.n_layers=7"), "model.* is the base run's")
+    assert is_no_run(tmp_path / "run")
+
+
+def test_the_world_mixes_with_nothing_in_tuning(finetune_command, sources, tmp_path):
+    """Own files beside it would be left out without a word."""
+    from minialpaca.config import FinetuneConfig, load
+    from minialpaca.errors import UserError
+    from minialpaca.tasks.instruction import split_rows
+    with pytest.raises(UserError, match="mixes with nothing"):
+        split_rows(load(FinetuneConfig, None, [f'data.source=["{sources}/alpaca.json", "world"]']))
+
+
+@pytest.mark.parametrize("script", ["train", "finetune"])
+def test_a_run_does_not_go_on_with_other_data(script, pretrain_command, finetune_command, tmp_path):
+    pretraining = script == "train"
+    source = written(tmp_path / ("a.txt" if pretraining else "a.json"),
+                     "\n".join(sentences(400)) if pretraining else json.dumps(alpaca_rows(40)))
+    go = (pretrain, pretrain_command) if pretraining else (tune, finetune_command)
+    assert go[0](go[1], tmp_path / "run", f"data.source={source}").code == 0
+    written(source, source.read_bytes())  # rewritten, but the same
+    assert go[0](go[1], tmp_path / "run", f"data.source={source}").code == 0
+    written(source, source.read_text().replace("a", "e"))
+    refused(go[0](go[1], tmp_path / "run", f"data.source={source}"), "the data are not those that this run began with")
+
+
+def test_a_refused_recipe_touches_no_token_file(pretrain_command, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "run")
+    other = written(tmp_path / "other.txt", "\n".join(sentences(300, seed=5)))
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    refused(pretrain(pretrain_command, tmp_path / "run", f"data.source={other}"), "another recipe (data.source")
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_run_folder_of_the_other_script_is_named(pretrain_command, finetune_command, pretrained, tuned):
+    refused(tune(finetune_command, pretrained), "holds a run of train.py; choose another run.dir")
+    refused(pretrain(pretrain_command, tuned), "holds a run of finetune.py; choose another run.dir")
+
+
+def test_a_warm_up_longer_than_the_run_is_noted(pretrain_command, tmp_path):
+    outcome = pretrain(pretrain_command, tmp_path / "run", "train.steps=2")
+    assert "note: optim.warmup_steps = 3 and only 2 steps" in outcome.out
+    assert "note:" not in pretrain(pretrain_command, tmp_path / "run2", "train.steps=4").out
 
 
 def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(finetune_command, pretrained, tmp_path, monkeypatch):
@@ -259,7 +331,8 @@ def test_questions_about_another_world_than_the_bases_are_refused(finetune_comma
     toml.write_text(settings.replace(source, '["world:1"]'), encoding="utf-8")
     for asked in ("world", "world:2"):
         refused(tune(finetune_command, tmp_path / "run", f"base.run={tmp_path / 'base'}", f"data.source={asked}"),
-                f"data.source = '{asked}': the base run", "was pretrained on 'world:1'; set data.source=world:1")
+                f"data.source = '{asked}': the base run", "was trained on world:1; set data.source=world:1")
+    refused(tune(finetune_command, tmp_path / "run", "data.source=world"), "story.txt; set data.source=to files of yours")
     refused(tune(finetune_command, tmp_path / "run", "data.source=world:x"), "write world or world:SEED")
     assert is_no_run(tmp_path / "run")
 

@@ -45,8 +45,8 @@ def written(tmp_path: Path, text: str) -> Path:
 
 # ── round trip ───────────────────────────────────────────────────────────────────────────────────
 
-CONTROL = "".join(map(chr, range(32))) + "\x7f\x80\x85\u2028\ufeff\"'\\#[]="
-TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(CONTROL)))
+CONTROL = "".join(map(chr, range(1, 32))) + "\x7f\x80\x85\u2028\ufeff\"'\\#[]="
+TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), st.sampled_from(CONTROL)))
 NAME = TEXT.filter(str.strip)
 
 
@@ -57,14 +57,14 @@ def pretrain_configs(draw) -> PretrainConfig:
     return PretrainConfig(
         run=RunConfig(dir=draw(NAME), seed=draw(st.integers(0, 2**32 - 1))),
         data=CorpusConfig(source=tuple(draw(st.lists(NAME, min_size=1, max_size=3))), documents=draw(NAME),
-                          val_source=tuple(draw(st.lists(TEXT, max_size=2))), text_field=draw(NAME),
+                          val_source=tuple(draw(st.lists(NAME, max_size=2))), text_field=draw(NAME),
                           val_fraction=draw(st.floats(0, 1, exclude_min=True, exclude_max=True))),
         tokenizer=TokenizerConfig(path=draw(TEXT)),
         model=ModelConfig(d_model=heads * pairs * 2, n_heads=heads, tie_embeddings=draw(st.booleans()),
                           rope_theta=draw(st.floats(1.1, 1e9)), init_std=draw(positive)),
         optim=OptimConfig(lr=draw(positive), min_lr_ratio=draw(st.floats(0, 1))),
         train=TrainConfig(epochs=draw(positive)),
-        samples=SampleConfig(prompts=tuple(draw(st.lists(TEXT, max_size=3)))))
+        samples=SampleConfig(prompts=tuple(draw(st.lists(NAME, max_size=3)))))
 
 
 @settings(deadline=None, max_examples=100)
@@ -183,6 +183,49 @@ def test_a_value_of_the_wrong_type_is_refused_with_the_right_one(override, kind)
     key = override.split("=")[0]
     with pytest.raises(UserError, match=rf"^command line: {re.escape(key)} = .* must be {kind}$"):
         load(PretrainConfig, None, [override])
+
+
+@pytest.mark.parametrize(("written_as", "meant"), [
+    ("1e3", "1e3"), ("true", "true"), ("0x10", "0x10"), ("1_000", "1_000"), ("2024", "2024"), ("a b", "a b"), ("'a'", "a"),
+    ('"a\\u00e9"', "aé"), ("a#b", "a#b"),
+])
+def test_a_text_on_the_command_line_is_what_is_written_there(written_as, meant):
+    assert load(PretrainConfig, None, [f"run.dir={written_as}"]).run.dir == meant
+
+
+@pytest.mark.parametrize("override", ["data.source=", "data.val_source=", 'data.source=["a", " "]', "samples.prompts="])
+def test_a_blank_name_is_refused(override):
+    """An unset shell variable must not mean the working directory."""
+    with pytest.raises(UserError, match="one of them is blank"):
+        load(PretrainConfig, None, [override])
+
+
+@pytest.mark.parametrize("override", ["run.dir=a\udcffb", 'run.dir="a\\u0000b"', "data.text_field=\udcff"])
+def test_what_no_file_name_can_hold_is_refused(override):
+    with pytest.raises(UserError, match="holds a character that no file name or text can hold"):
+        load(PretrainConfig, None, [override])
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    (f"train.steps={10**400}", "larger than any machine counts"), (f"optim.warmup_steps={-10**400}", "larger than any machine"),
+    (f"optim.lr={10**400}", "optim.lr = inf: must be positive"), ("train.steps=" + "9" * 5000, "must be a whole number"),
+    ("optim.lr=" + "[" * 5000, "must be a number"),
+])
+def test_numbers_beyond_all_bounds_are_refused(override, said):
+    with pytest.raises(UserError, match=said):
+        load(PretrainConfig, None, [override])
+
+
+def test_an_empty_name_is_no_config():
+    with pytest.raises(UserError):
+        load(PretrainConfig, "")
+
+
+def test_a_byte_order_mark_is_tolerated_and_too_many_brackets_are_not(tmp_path):
+    assert load(PretrainConfig, written(tmp_path, "\ufeff[optim]\nlr = 0.5\n")).optim.lr == 0.5
+    for text in ("x = " + "[" * 5000, "x = " + "9" * 5000):
+        with pytest.raises(UserError, match="is not valid TOML"):
+            load(PretrainConfig, written(tmp_path, text))
 
 
 def test_a_text_in_a_file_must_be_a_text(tmp_path):

@@ -178,8 +178,12 @@ def test_several_labels_random_weights_and_no_test_split(command, tmp_path, monk
     assert module(classify.main, monkeypatch, tmp_path / "run", "x").out.startswith("topic: ")
 
 
-def test_the_worlds_reviews_can_be_learned_offline(command, tmp_path):
-    outcome = tune(command, tmp_path / "run", "data.source=world", "data.test_source=[]", 'classes.labels=["sentiment", "subject"]',
+def test_the_worlds_reviews_can_be_learned_offline(command, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "base")
+    toml = tmp_path / "base" / "config.toml"
+    settings = toml.read_text(encoding="utf-8")
+    toml.write_text(settings.replace(settings.partition("\nsource = ")[2].partition("\n")[0], '["world"]'), encoding="utf-8")
+    outcome = tune(command, tmp_path / "run", f"base.run={tmp_path / 'base'}", "data.source=world", "data.test_source=[]", 'classes.labels=["sentiment", "subject"]',
                    "train.steps=1")
     assert outcome.code == 0 and "training: 800 texts" in outcome.out and "test, sentiment" in outcome.out
 
@@ -280,7 +284,7 @@ def test_leaks_are_said_and_a_measure_that_another_task_has_is_refused(command, 
 def test_a_base_without_what_is_needed_leaves_no_run(command, finetune_command, encoder, labelled, pretrain_command, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare" / "checkpoints")
-    refused(tune(command, tmp_path / "run", f"base.run={tmp_path / 'bare'}"), "has no 'best' checkpoint yet")
+    refused(tune(command, tmp_path / "run", f"base.run={tmp_path / 'bare'}"), "its 'best' weights are untrained yet")
     for base, said in ((encoder, "holds an encoder, which does not go on with a text"), (labelled[0], "holds a classifier, which")):
         refused(in_process(finetune.main, [*finetune_command, f"run.dir={tmp_path / 'run'}", f"base.run={base}"]), f"{base}: {said}")
     toml = tmp_path / "bare" / "config.toml"

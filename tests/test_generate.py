@@ -8,6 +8,7 @@ import tiny
 import torch
 from spelled import listed
 
+from minialpaca.data.batch import fill_right
 from minialpaca.errors import UserError
 from minialpaca.generate import answer_all, generate, pad_left, room, stream
 from minialpaca.sampling import Sampling
@@ -65,6 +66,28 @@ def test_a_sampled_row_is_fixed_by_its_seed_and_not_by_its_neighbours():
         assert generate(model, [prompt], NEVER, 12, dataclasses.replace(how, seed=5 + b)) == [together[b]]
     twice = generate(model, [PROMPTS[0]] * 2, NEVER, 12, how)
     assert twice[0][0] != twice[1][0] or twice[0] != twice[1]
+
+
+# ── about a source ───────────────────────────────────────────────────────────────────────────────
+
+SOURCES = [tiny.tokens(n, seed=40 + n).tolist() for n in (7, 17, 1, 12)]
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+def test_what_is_said_of_a_batch_of_sources_is_what_is_said_of_each_alone_without_a_cache(attention):
+    model = long("GQA", architecture="encoder_decoder", attention=attention)
+    source_BS, real_BS = fill_right(SOURCES, 0)
+    assert not real_BS.all()
+    together = generate(model, PROMPTS, NEVER, 24, sources=model.encode(source_BS, real_BS))
+    for prompt, source, answer in zip(PROMPTS, SOURCES, together):
+        sources = model.encode(torch.tensor([source]))
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(24):  # the whole target anew for every token
+                ids.append(int(model(torch.tensor([ids]), sources=sources)[0, -1].argmax()))
+        assert answer == ids[len(prompt):]
+    one_prompt = generate(model, [PROMPTS[0]] * 4, NEVER, 24, sources=model.encode(source_BS, real_BS))
+    assert len({tuple(answer) for answer in one_prompt}) == 4  # the source decides
 
 
 # ── ends ─────────────────────────────────────────────────────────────────────────────────────────

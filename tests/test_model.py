@@ -1,4 +1,4 @@
-"""The decoder: each equation against its sum in spelled.py, then the whole against itself by other roads."""
+"""The Transformer: each equation against its sum in spelled.py, then the whole against itself by other roads."""
 
 import dataclasses
 import math
@@ -16,6 +16,7 @@ from minialpaca import cache as cache_module
 from minialpaca import model as model_module
 from minialpaca.cache import KVCache
 from minialpaca.model import (
+    CrossAttention,
     Transformer,
     causal,
     gated_swish,
@@ -98,6 +99,15 @@ def test_attention_is_the_papers_sum_under_any_mask():
             close(weights[b, h], heads[1])
 
 
+def test_the_map_of_bf16_is_rounded_once():
+    """The softmax of the bf16 scores is taken in fp32: the float64 one to the nearest bf16, but for rare ties."""
+    q, k = tiny.normal(1, 2, 30, 8, dtype=torch.bfloat16), tiny.normal(1, 2, 40, 8, seed=3, dtype=torch.bfloat16)
+    _, weights = spelled_attention(q, k, k)
+    scores = (q @ k.mT / math.sqrt(8)).double()
+    assert weights.dtype == torch.bfloat16
+    assert int((weights != scores.softmax(-1).bfloat16()).sum()) < 5
+
+
 def test_attention_without_a_mask_looks_at_all():
     q, k, v = tiny.normal(1, 1, 2, 4), tiny.normal(1, 1, 3, 4, seed=3), tiny.normal(1, 1, 3, 4, seed=4)
     mix, _ = spelled_attention(q, k, v)
@@ -142,7 +152,30 @@ def test_the_model_is_the_papers_decoder(group, attention):
     tokens_BT = tiny.tokens(2, 7)
     with torch.no_grad():
         logits_BTV = model(tokens_BT)
-    close(logits_BTV, [spelled.decoder(model.state_dict(), model.cfg, row) for row in tokens_BT.tolist()])
+    close(logits_BTV, [spelled.transformer(model.state_dict(), model.cfg, row) for row in tokens_BT.tolist()])
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+@pytest.mark.parametrize("group", tiny.GROUPS)
+@pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
+def test_the_model_is_the_papers_encoder_and_the_papers_encoder_decoder(kind, group, attention):
+    model = architecture(kind, group, attention=attention, tie_embeddings=False, rope_theta=50.0).double()
+    tokens_BT, source_BS = tiny.tokens(2, 5), tiny.tokens(2, 7, seed=4) if kind == "encoder_decoder" else None
+    with torch.no_grad():
+        logits_BTV = say(model, tokens_BT, source_BS)
+    sources = [None] * 2 if source_BS is None else source_BS.tolist()
+    close(logits_BTV, [spelled.transformer(model.state_dict(), model.cfg, row, source)
+                       for row, source in zip(tokens_BT.tolist(), sources)])
+
+
+def architecture(kind: str, group: str = "GQA", **changes) -> Transformer:
+    return tiny.model(tiny.GROUPS[group], architecture=kind, **changes)
+
+
+def say(model, tokens_BT, source_BS=None, real_BT=None, real_BS=None):
+    """The logits, of a source where there is one."""
+    sources = None if source_BS is None else model.encode(source_BS, real_BS)
+    return model(tokens_BT, real_BT, sources=sources)
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right", "holes"])
@@ -155,6 +188,22 @@ def test_spelled_and_fused_attention_agree(group, padding, dtype, tolerance):
     with torch.no_grad():
         fused, spelt = (attend[kind](tokens_BT, real_BT) for kind in ("fused", "spelled"))
     assert fused.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    close(fused, spelt, rtol=0, atol=tolerance * float(fused.abs().max()))
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right", "holes"])
+@pytest.mark.parametrize("group", tiny.GROUPS)
+@pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_spelled_and_fused_attention_agree_in_every_architecture(kind, group, padding, dtype, tolerance):
+    results = []
+    for attention in ("fused", "spelled"):
+        model = architecture(kind, group, attention=attention).to(dtype)
+        given = (tiny.tokens(4, 13, seed=4), mask(padding, 4, 11), mask(padding, 4, 13)) if kind != "encoder" else (
+            None, mask(padding, 4, 11))
+        with torch.no_grad():
+            results.append(say(model, tiny.tokens(4, 11), *given))
+    fused, spelt = results
     close(fused, spelt, rtol=0, atol=tolerance * float(fused.abs().max()))
 
 
@@ -191,6 +240,81 @@ def test_an_edited_token_changes_only_what_stands_at_and_after_it(attention):
     assert ((before - after).abs().amax(-1) > 1e-3)[:, 4:].all()
 
 
+def edited(tokens_BT, place: int):
+    other_BT = tokens_BT.clone()
+    other_BT[:, place] = (other_BT[:, place] + 1) % 53
+    return other_BT
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+@pytest.mark.parametrize("place", [0, 4, 8])
+def test_every_logit_of_an_encoder_sees_every_token(place, attention):
+    model, tokens_BT = architecture("encoder", attention=attention), tiny.tokens(2, 9)
+    assert ((model(tokens_BT) - model(edited(tokens_BT, place))).abs().amax(-1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+@pytest.mark.parametrize("place", [0, 4, 8])
+def test_an_encoder_decoder_sees_all_of_the_source_and_the_past_of_the_target(place, attention):
+    model, tokens_BT, source_BS = architecture("encoder_decoder", attention=attention), tiny.tokens(2, 9), tiny.tokens(2, 13, seed=4)
+    before = say(model, tokens_BT, source_BS)
+    change = (before - say(model, edited(tokens_BT, place), source_BS)).abs().amax(-1)
+    assert (change[:, :place] == 0).all() and (change[:, place:] > 1e-3).all()
+    for source_place in (0, place, 12):
+        assert ((before - say(model, tokens_BT, edited(source_BS, source_place))).abs().amax(-1) > 1e-3).all()
+
+
+def test_the_source_knows_its_order_and_the_target_counts_its_own_positions():
+    """Cross-attention has no positions, but what it reads has: the encoder's. Each stack starts at 0."""
+    model, tokens_BT, source_BS = architecture("encoder_decoder").double(), tiny.tokens(2, 5), tiny.tokens(2, 13, seed=4)
+    before = say(model, tokens_BT, source_BS)
+    assert ((before - say(model, tokens_BT, source_BS.flip(1))).abs().amax(-1) > 1e-3).all()
+    output_BSD = tiny.normal(2, 13, 60)
+    cross = model.layers[0].cross
+    x_BTD = tiny.normal(2, 5, 60, seed=6)
+    close(cross(x_BTD, cross.source(output_BSD, None)), cross(x_BTD, cross.source(output_BSD.flip(1), None)))
+    close(cross(x_BTD, cross.source(output_BSD, None)).flip(1), cross(x_BTD.flip(1), cross.source(output_BSD, None)))
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+@pytest.mark.parametrize("group", tiny.GROUPS)
+def test_cross_attention_is_the_papers_sum_and_its_gradients_are_the_slopes(group, attention):
+    cfg = dataclasses.replace(tiny.GROUPS[group], d_model=12, attention=attention, architecture="encoder_decoder")
+    cross = CrossAttention(cfg).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(cross.parameters()):
+            parameter.copy_(tiny.normal(*parameter.shape, seed=seed))
+    weights = {name: listed(p) for name, p in cross.named_parameters()}
+    x_BTD, output_BSD = tiny.normal(2, 3, 12), tiny.normal(2, 4, 12, seed=3)
+    real_BS = torch.tensor([[True] * 4, [True, False, True, False]])
+
+    def mixed(x_BTD, output_BSD):
+        return cross(x_BTD, cross.source(output_BSD, real_BS[:, None, None]))
+
+    for b in range(2):
+        see = [real_BS[b].tolist()] * 3
+        close(mixed(x_BTD, output_BSD)[b],
+              spelled.sublayer_attention(weights, "", cfg, listed(x_BTD[b]), listed(output_BSD[b]), see, positions=False))
+    assert torch.autograd.gradcheck(mixed, (x_BTD.requires_grad_(), output_BSD.requires_grad_()))
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder_decoder"])
+def test_sources_are_for_an_encoder_decoder_and_for_no_other(kind):
+    model = architecture(kind)
+    sources = architecture("encoder_decoder").encode(tiny.tokens(1, 5))
+    with pytest.raises(ValueError, match=f"architecture '{kind}' with"):
+        model(tiny.tokens(1, 5), sources=None if kind == "encoder_decoder" else sources)
+
+
+@pytest.mark.parametrize(("kind", "length"), [("encoder", 30), ("encoder_decoder", 30)])
+def test_what_is_looked_at_both_ways_ends_with_the_context_too(kind, length):
+    model = architecture(kind)
+    look = model if kind == "encoder" else model.encode
+    look(tiny.tokens(1, 29))
+    with pytest.raises(ValueError, match=r"0 \+ 30 tokens do not fit the context of 29"):
+        look(tiny.tokens(1, length))
+
+
 def test_rotary_tables_stay_in_fp32_when_the_model_is_bf16():
     """In bf16 the positions 256 and 257 are one number; 1000 positions need all of fp32."""
     model = tiny.model(max_seq_len=1024).bfloat16()
@@ -217,7 +341,7 @@ def test_logits_and_loss_inputs_are_fp32_at_least():
 
 def test_the_tensor_names_end_in_their_axes():
     """Every local tensor of model.py and cache.py whose name ends in axes is measured when its function returns."""
-    size = {"B": {4}, "T": {11}, "S": {11, 17}, "D": {60}, "V": {53}, "H": {6}, "G": {3}, "K": {10}, "P": {5},
+    size = {"B": {4}, "T": {11, 17}, "S": {11, 17}, "D": {60}, "V": {53}, "H": {6}, "G": {3}, "K": {10}, "P": {5},
             "F": {37}, "1": {1}, "L": {2}}
     files = {model_module.__file__, cache_module.__file__}
     wrong, names = [], set()
@@ -244,11 +368,14 @@ def test_the_tensor_names_end_in_their_axes():
             cache.k_LBGSK.zero_(), cache.v_LBGSK.zero_()
             model(tiny.tokens(4, 11), None, cache)
             spelled_attention(*tiny.normal(3, 4, 6, 11, 10))
+            architecture("encoder", attention="spelled")(tiny.tokens(4, 11), mask("left", 4, 11))
+            say(architecture("encoder_decoder", attention="spelled"), tiny.tokens(4, 11), tiny.tokens(4, 17),
+                mask("left", 4, 11), mask("left", 4, 17))
     finally:
         sys.setprofile(None)
     assert not wrong
     assert names >= {"q_BHTK", "k_BGSK", "scores_BHTS", "map_BHTS", "x_BTD", "places_T", "places_BT", "see_TS",
-                     "real_BS", "gain_D"}
+                     "real_BS", "gain_D", "output_BSD", "source_BS", "x_BSD", "seen_BT"}
 
 
 # ── parameters ───────────────────────────────────────────────────────────────────────────────────
@@ -263,6 +390,19 @@ def test_parameter_names_are_those_of_the_design():
     assert set(dict(tiny.model().named_parameters())) == expected - {"lm_head.weight"}
 
 
+def test_an_encoder_has_the_decoders_parameters_and_an_encoder_decoder_two_stacks_and_what_joins_them():
+    decoder, encoder = tiny.model().state_dict(), architecture("encoder").state_dict()
+    assert {n: p.shape for n, p in decoder.items()} == {n: p.shape for n, p in encoder.items()}
+    both = architecture("encoder_decoder")
+    names = {f"encoder.{n}" for n in decoder if n.startswith("layers") or n == "final_norm.weight"}
+    names |= {f"layers.{i}.{n}.weight" for i in range(2) for n in ("cross_norm", *(f"cross.{p}_proj" for p in "qkvo"))}
+    assert set(both.state_dict()) == set(decoder) | names
+    for i in range(2):
+        for p in "qkvo":
+            assert both.layers[i].cross.get_submodule(f"{p}_proj").weight.shape == both.layers[i].attn.get_submodule(
+                f"{p}_proj").weight.shape
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("group", "G"), [("MHA", 6), ("GQA", 3), ("MQA", 1)])
 def test_the_parameter_count_is_the_formula(group, G, tied):
@@ -270,6 +410,41 @@ def test_the_parameter_count_is_the_formula(group, G, tied):
     expected = V * D * (1 if tied else 2) + L * (2 * D * H * K + 2 * D * G * K + 3 * D * inner + 2 * D) + D
     model = tiny.model(tiny.GROUPS[group], tie_embeddings=tied)
     assert sum(p.numel() for p in model.parameters()) == expected
+    expected += L * (2 * D * H * K + 2 * D * G * K + 3 * D * inner + 2 * D) + D  # the encoder's stack
+    expected += L * (2 * D * H * K + 2 * D * G * K + D)                          # cross-attention
+    both = architecture("encoder_decoder", group, tie_embeddings=tied)
+    assert sum(p.numel() for p in both.parameters()) == expected
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder_decoder"])
+def test_every_parameter_gets_a_gradient(kind, attention):
+    """A tensor nobody uses has none; a matrix of which a head is dropped has a block of zeros."""
+    model = architecture(kind, attention=attention, tie_embeddings=False).double()
+    source_BS = tiny.tokens(8, 17, seed=4) if kind == "encoder_decoder" else None
+    F.cross_entropy(say(model, tiny.tokens(8, 17), source_BS).flatten(0, 1), tiny.tokens(8, 17, seed=7).flatten()).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and float((p.grad == 0).double().mean()) < (0.3 if "embed" in name else 1e-9), name
+
+
+# What 2be0f0d, the last commit with nothing but a decoder, computed: Σ_i c_i w_i over its initial weights in order,
+# and over its logits of tokens(3, 9), c going from −1 to 1 in equal steps.
+DECODER_AT_2be0f0d = [
+    ("MHA", True, 38.60625826946793, 11.206659014025165), ("MHA", False, 11.924029469384077, 48.84127971575906),
+    ("GQA", True, 44.89155633407046, 96.04370717848487), ("GQA", False, 14.144164787069093, 13.208239515851993),
+    ("MQA", True, 39.169514456825844, -56.119805185186465), ("MQA", False, 18.011229699091274, 0.14474760662654163),
+]
+
+
+@pytest.mark.parametrize(("group", "tied", "weights", "logits"), DECODER_AT_2be0f0d)
+def test_the_decoder_is_what_it_was_before_it_had_company(group, tied, weights, logits):
+    def weighted(x):
+        return float((x * torch.linspace(-1, 1, len(x), dtype=torch.float64)).sum())
+
+    model = Transformer(dataclasses.replace(tiny.GROUPS[group], tie_embeddings=tied), seed=5).eval().double()
+    assert weighted(torch.cat([p.detach().flatten() for p in model.parameters()])) == pytest.approx(weights, abs=1e-9)
+    with torch.no_grad():
+        assert weighted(model(tiny.tokens(3, 9)).flatten()) == pytest.approx(logits, abs=1e-9)
 
 
 def test_a_tied_head_is_the_embedding_and_an_untied_one_is_not():
@@ -283,22 +458,26 @@ def test_a_tied_head_is_the_embedding_and_an_untied_one_is_not():
 
 
 @pytest.mark.parametrize(("std", "n_layers"), [(0.02, 2), (0.02, 8), (0.1, 3)])
-def test_initial_weights_have_the_spread_of_the_table(std, n_layers):
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder_decoder"])
+def test_initial_weights_have_the_spread_of_the_table(kind, std, n_layers):
     """With n numbers the measured spread lies within std (1 ± 4/√(2n)), 99.99 % of the time; the seed is fixed."""
-    cfg = dataclasses.replace(tiny.GQA, n_layers=n_layers, init_std=std, tie_embeddings=False)
-    matrix = 60**-0.5
-    expected_of = {"embed": std, "lm_head": std, "o_proj": matrix / (2 * n_layers) ** 0.5}
-    expected_of["down_proj"] = expected_of["o_proj"]
+    cfg = dataclasses.replace(tiny.GQA, architecture=kind, n_layers=n_layers, init_std=std, tie_embeddings=False)
+    matrix, seen = 60**-0.5, set()
     for name, parameter in Transformer(cfg, seed=1).named_parameters():
+        seen.add(name)
         if "norm" in name:
             assert init_std(cfg, name) is None and torch.equal(parameter, torch.ones(60))
             continue
-        expected = expected_of.get(name.split(".")[-2], matrix)
+        # Two sub-layers write into the stream of a block, three in a decoder that reads a source.
+        writers = 3 if kind == "encoder_decoder" and name.startswith("layers.") else 2
+        residual = matrix / (writers * n_layers) ** 0.5
+        expected = {"embed": std, "lm_head": std, "o_proj": residual, "down_proj": residual}.get(name.split(".")[-2], matrix)
         n = parameter.numel()
         assert init_std(cfg, name) == pytest.approx(expected)
         assert abs(float(parameter.detach().pow(2).mean().sqrt()) / expected - 1) < 4 / math.sqrt(2 * n), name
         assert abs(float(parameter.detach().mean())) < 4 * expected / math.sqrt(n), name
         assert float(parameter.detach().abs().max()) > 2.8 * expected, name  # a uniform of that spread ends at √3
+    assert {"layers.1.cross.o_proj.weight", "encoder.layers.1.attn.o_proj.weight"} <= seen or kind != "encoder_decoder"
 
 
 def test_initial_weights_are_fixed_by_the_seed_alone():
@@ -350,6 +529,42 @@ def test_dropout_acts_in_training_and_never_in_evaluation(site, attention):
         torch.manual_seed(0)
         first, second = model(tokens_BT), model(tokens_BT)
     assert (first - second).abs().max() > 1e-2
+
+
+def switched_on(model: Transformer, site: str) -> Transformer:
+    """Dropout in one of the places that an encoder–decoder adds, and nowhere else."""
+    last = model.layers[-1]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    if site.endswith("map"):
+        (last.cross if site == "cross map" else model.encoder.layers[-1].attn).dropout = 0.3
+    else:
+        {"source": model.dropout, "encoder": model.encoder.layers[-1].dropout, "cross": last.dropout}[site].p = 0.3
+    if site == "cross":
+        with torch.no_grad():
+            last.attn.o_proj.weight.zero_(), last.mlp.down_proj.weight.zero_()
+    return model
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+@pytest.mark.parametrize("site", ["source", "encoder", "encoder map", "cross map", "cross"])
+def test_dropout_acts_on_what_is_read_too(site, attention):
+    model = switched_on(architecture("encoder_decoder", attention=attention, dropout=0.3), site)
+    tokens_BT, source_BS = tiny.tokens(2, 9), tiny.tokens(2, 13, seed=4)
+    seen = []
+    model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))  # the embedded target
+    with torch.no_grad():
+        assert torch.equal(say(model, tokens_BT, source_BS), say(model, tokens_BT, source_BS))
+        model.train()
+        torch.manual_seed(0)
+        first, second = (say(model, tokens_BT, source_BS) for _ in range(2))
+        read = [model.encode(source_BS)[0].k_BGSK for _ in range(2)]
+    assert (first - second).abs().max() > 1e-2
+    assert torch.equal(*read) == site.startswith("cross")
+    assert torch.equal(*seen[-2:]) == (site != "source")
 
 
 @pytest.mark.parametrize("attention", ["fused", "spelled"])
@@ -404,6 +619,50 @@ def test_a_row_of_nothing_but_padding_is_finite_forwards_and_backwards(attention
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def written(model, tokens_BT, source_BS, real_BT, real_BS):
+    """Real logits, and the gradients of a loss over them."""
+    logits = say(model, tokens_BT, source_BS, real_BT, real_BS)[real_BT]
+    F.cross_entropy(logits, tiny.tokens(*real_BT.shape, seed=8)[real_BT]).backward()
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+@pytest.mark.parametrize("padding", ["left", "right", "holes"])
+@pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
+def test_padding_of_source_and_target_changes_no_real_logit_and_no_gradient(kind, padding, attention):
+    """Neither what stands on it (0 or 17) nor that it is there (each row alone, without any)."""
+    two = kind == "encoder_decoder"
+    real_BT, real_BS = mask(padding, 4, 11), mask(padding, 4, 13).flip(0) if two else None
+    tokens_BT, source_BS = tiny.tokens(4, 11), tiny.tokens(4, 13, seed=4) if two else None
+    model = architecture(kind, attention=attention, tie_embeddings=False).double()
+    results = []
+    for filler in (0, 17):
+        model.zero_grad()
+        padded_BS = source_BS.masked_fill(~real_BS, filler) if two else None
+        results.append(written(model, tokens_BT.masked_fill(~real_BT, filler), padded_BS, real_BT, real_BS))
+    (logits_a, grads_a), (logits_b, grads_b) = results
+    close(logits_a, logits_b)
+    for name in grads_a:
+        close(grads_a[name], grads_b[name])
+    with torch.no_grad():
+        alone = [say(model, tokens_BT[b:b + 1, real_BT[b]], source_BS[b:b + 1, real_BS[b]] if two else None)[0]
+                 for b in range(4)]
+    close(logits_a, torch.cat(alone))
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+@pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
+def test_a_row_of_nothing_but_padding_is_finite_in_every_architecture(kind, attention):
+    real_BT = torch.ones(3, 7, dtype=torch.bool)
+    real_BT[1], real_BT[2, :6] = False, False
+    model = architecture(kind, attention=attention)
+    given = (tiny.tokens(3, 7, seed=4), real_BT, real_BT) if kind == "encoder_decoder" else (None, real_BT)
+    logits = say(model, tiny.tokens(3, 7), *given)
+    logits[real_BT].logsumexp(-1).sum().backward()
+    assert logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 # ── cache and context ────────────────────────────────────────────────────────────────────────────
 
 
@@ -422,6 +681,23 @@ def test_cached_logits_are_the_uncached_ones_at_every_position(group, chunks, pa
             start += length
         expected = model(tokens_BT, real_BT)
     real_BT = real_BT if padded else torch.ones(4, 13, dtype=torch.bool)
+    close(torch.cat(parts, 1)[real_BT], expected[real_BT], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["fused", "spelled"])
+@pytest.mark.parametrize("chunks", [[13], [5, 8], [1] * 13], ids=str)
+def test_cached_logits_about_a_source_are_the_uncached_ones(chunks, attention):
+    """Rows of different lengths on both sides; the source is encoded once and stays."""
+    model = architecture("encoder_decoder", attention=attention)
+    tokens_BT, real_BT, source_BS, real_BS = tiny.tokens(4, 13), mask("left", 4, 13), tiny.tokens(4, 17), mask("right", 4, 17)
+    cache, parts, start = KVCache(model.cfg, 4, 13), [], 0
+    with torch.no_grad():
+        sources = model.encode(source_BS, real_BS)
+        for length in chunks:
+            end = start + length
+            parts.append(model(tokens_BT[:, start:end], real_BT[:, start:end], cache, sources))
+            start = end
+        expected = say(model, tokens_BT, source_BS, real_BT, real_BS)
     close(torch.cat(parts, 1)[real_BT], expected[real_BT], rtol=0, atol=1e-5)
 
 
@@ -475,3 +751,16 @@ def test_the_maps_handed_out_are_those_that_attention_used():
     for map_BHTS in maps:
         close(map_BHTS.sum(-1), torch.ones(2, 6, 7))
         assert float(map_BHTS.detach().triu(1).abs().max()) == 0
+
+
+@pytest.mark.parametrize("kind", ["encoder", "encoder_decoder"])
+def test_the_maps_of_an_encoder_look_ahead_and_those_of_a_decoder_that_reads_do_not(kind):
+    model, maps = architecture(kind).double(), []
+    sources = model.encode(tiny.tokens(2, 9)) if kind == "encoder_decoder" else None
+    hidden = model.hidden(tiny.tokens(2, 7), maps=maps, sources=sources)
+    close(hidden, model.hidden(tiny.tokens(2, 7), sources=sources))
+    assert [tuple(m.shape) for m in maps] == [(2, 6, 7, 7)] * 2
+    for map_BHTS in maps:
+        close(map_BHTS.sum(-1), torch.ones(2, 6, 7))
+        ahead = map_BHTS.detach().triu(1)
+        assert float(ahead.abs().max()) == 0 if kind == "encoder_decoder" else float(ahead.sum((-1, -2)).min()) > 0.1

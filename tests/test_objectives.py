@@ -9,8 +9,18 @@ import torch
 import torch.nn.functional as F
 from spelled import listed
 
+from minialpaca.config import LossConfig
 from minialpaca.data.batch import collate
-from minialpaca.objectives import IGNORE, cross_entropy_sum, next_token_pairs
+from minialpaca.objectives import (
+    IGNORE,
+    cross_entropy_sum,
+    label_groups_sum,
+    next_token_pairs,
+    r_drop_sum,
+    regularised_sum,
+    squared_norm,
+    symmetric_kl_sum,
+)
 from minialpaca.tasks import next_token_loss
 
 PAD = 3
@@ -108,6 +118,138 @@ def test_where_nothing_is_supervised_the_loss_is_exactly_zero_and_so_are_all_gra
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(p.grad is None or torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters())
+
+
+# ── smoothing ────────────────────────────────────────────────────────────────────────────────────
+
+TARGETS = torch.tensor([0, 4, IGNORE, 2, 2, IGNORE])
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.9])
+def test_smoothed_cross_entropy_is_the_papers_sum(epsilon):
+    logits = tiny.normal(6, 5) * 3
+    assert float(cross_entropy_sum(logits, TARGETS, epsilon)) == pytest.approx(
+        spelled.smoothed_cross_entropy_sum(listed(logits), TARGETS.tolist(), epsilon), abs=1e-12)
+    assert torch.autograd.gradcheck(lambda z: cross_entropy_sum(z, TARGETS, epsilon), (logits.requires_grad_(),))
+
+
+def test_smoothing_by_pencil():
+    """Odds 3 : 1, ε = ½: the target gets ¾, the other ¼; −¾ ln ¾ − ¼ ln ¼. The ignored row adds nothing."""
+    logits = torch.tensor([[math.log(3), 0.0], [5.0, 0.0]], dtype=torch.float64)
+    wanted = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert float(cross_entropy_sum(logits, torch.tensor([0, IGNORE]), 0.5)) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_smoothing_is_least_where_the_model_says_the_smoothed_target():
+    """Gradient p − q: zero at q itself, and Σ_v of it zero anywhere."""
+    q = torch.full((1, 5), 0.3 / 5, dtype=torch.float64)
+    q[0, 2] += 0.7
+    logits = q.log().requires_grad_()
+    loss = cross_entropy_sum(logits, torch.tensor([2]), 0.3)
+    loss.backward()
+    assert float(logits.grad.abs().max()) < 1e-15
+    assert float(loss.detach()) == pytest.approx(float(-(q * q.log()).sum()), abs=1e-12)
+
+
+# ── R-Drop ───────────────────────────────────────────────────────────────────────────────────────
+
+ONE, OTHER = tiny.normal(6, 5, seed=11) * 2, tiny.normal(6, 5, seed=12) * 2
+
+
+def test_symmetric_kl_is_the_papers_sum():
+    wanted = spelled.symmetric_kl_sum(listed(ONE), listed(OTHER))
+    assert float(symmetric_kl_sum(ONE, OTHER)) == pytest.approx(wanted, abs=1e-12) and wanted > 1
+    assert torch.autograd.gradcheck(symmetric_kl_sum, (ONE.clone().requires_grad_(), OTHER.clone().requires_grad_()))
+
+
+def test_symmetric_kl_by_pencil():
+    """Odds 3 : 1 against 1 : 1: ½ (¾ ln 1.5 + ¼ ln ½ − ½ ln 1.5 − ½ ln ½) = ⅛ ln 3."""
+    one = torch.tensor([[math.log(3), 0.0]], dtype=torch.float64)
+    assert float(symmetric_kl_sum(one, torch.zeros_like(one))) == pytest.approx(math.log(3) / 8, abs=1e-12)
+
+
+def test_symmetric_kl_is_a_distance_of_distributions():
+    """Symmetric, zero for equal ones, blind to a shift of the logits, finite where a probability underflows."""
+    assert float(symmetric_kl_sum(ONE, OTHER)) == pytest.approx(float(symmetric_kl_sum(OTHER, ONE)), rel=1e-14)
+    assert float(symmetric_kl_sum(ONE, ONE + tiny.normal(6, 1))) == pytest.approx(0, abs=1e-13)
+    sure = torch.tensor([[900.0, 0.0]])
+    assert float(symmetric_kl_sum(sure, -sure)) == pytest.approx(900)
+
+
+@pytest.mark.parametrize(("alpha", "epsilon"), [(0.0, 0.0), (1.0, 0.0), (5.0, 0.1)])
+def test_r_drop_is_the_papers_sum(alpha, epsilon):
+    wanted = spelled.r_drop_sum(listed(ONE), listed(OTHER), TARGETS.tolist(), alpha, epsilon)
+    assert float(r_drop_sum(ONE, OTHER, TARGETS, alpha, epsilon)) == pytest.approx(wanted, abs=1e-12)
+    assert torch.autograd.gradcheck(lambda a, b: r_drop_sum(a, b, TARGETS, alpha, epsilon),
+                                    (ONE.clone().requires_grad_(), OTHER.clone().requires_grad_()))
+
+
+def test_r_drop_of_two_equal_passes_is_one_pass():
+    """So that it has the size of the loss it takes the place of, whatever α."""
+    for epsilon in (0.0, 0.2):
+        assert float(r_drop_sum(ONE, ONE, TARGETS, 7.0, epsilon)) == pytest.approx(
+            float(cross_entropy_sum(ONE, TARGETS, epsilon)), abs=1e-12)
+
+
+@pytest.mark.parametrize(("how", "wanted"), [
+    (LossConfig(), lambda: cross_entropy_sum(ONE, TARGETS)),
+    (LossConfig(label_smoothing=0.1), lambda: cross_entropy_sum(ONE, TARGETS, 0.1)),
+    (LossConfig(r_drop=2.0), lambda: r_drop_sum(ONE, OTHER, TARGETS, 2.0)),
+    (LossConfig(r_drop=2.0, label_smoothing=0.1), lambda: r_drop_sum(ONE, OTHER, TARGETS, 2.0, 0.1)),
+    (LossConfig(l2=3.0), lambda: cross_entropy_sum(ONE, TARGETS)),  # the trainer's, once a step
+], ids=["plain", "smoothed", "r-drop", "both", "l2"])
+def test_in_training_the_loss_is_what_was_asked_for_and_in_evaluation_plain_cross_entropy(how, wanted):
+    left = [OTHER, ONE]
+    assert float(regularised_sum(left.pop, TARGETS, how, training=True)) == pytest.approx(float(wanted()), abs=1e-12)
+    assert len(left) == (0 if how.r_drop else 1)  # two passes for R-Drop, one for everything else
+    left = [OTHER, ONE]
+    assert float(regularised_sum(left.pop, TARGETS, how, training=False)) == float(cross_entropy_sum(ONE, TARGETS))
+    assert len(left) == 1
+
+
+# ── label groups ─────────────────────────────────────────────────────────────────────────────────
+
+GROUPS = [tiny.normal(4, 3, seed=21) * 2, tiny.normal(4, 5, seed=22) * 2, tiny.normal(4, 2, seed=23) * 2]
+LABELS = [torch.tensor([2, 0, 0, 1]), torch.tensor([[1, 0, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0]]),
+          torch.tensor([0, 1, 1, 0])]
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize("groups", [[0], [1], [0, 2], [0, 1, 2]], ids=["single", "several", "two single", "mixed"])
+def test_label_groups_are_the_papers_sum(groups, epsilon):
+    logits, labels = [GROUPS[j] for j in groups], [LABELS[j] for j in groups]
+    wanted = spelled.label_groups_sum([listed(z) for z in logits], [y.tolist() for y in labels], epsilon)
+    assert float(label_groups_sum(logits, labels, epsilon)) == pytest.approx(wanted, abs=1e-12)
+    assert torch.autograd.gradcheck(lambda *z: label_groups_sum(list(z), labels, epsilon),
+                                    tuple(z.clone().requires_grad_() for z in logits))
+
+
+def test_label_groups_by_pencil():
+    """Even odds of 3, and two even yes-or-no questions: ln 3 + 2 ln 2."""
+    loss = label_groups_sum([torch.zeros(1, 3), torch.zeros(1, 2)], [torch.tensor([1]), torch.tensor([[1, 0]])])
+    assert float(loss) == pytest.approx(math.log(3) + 2 * math.log(2))
+
+
+def test_a_group_says_what_it_was_asked_and_a_missing_one_is_no_guess():
+    """Sure and right costs nothing, sure and wrong the whole margin; groups and labels come in pairs."""
+    z = torch.tensor([[30.0, -30.0]])
+    assert float(label_groups_sum([z], [torch.tensor([[1, 0]])])) == pytest.approx(0, abs=1e-12)
+    assert float(label_groups_sum([z], [torch.tensor([[0, 1]])])) == pytest.approx(60, abs=1e-5)
+    with pytest.raises(ValueError, match="zip"):
+        label_groups_sum([z, z], [torch.tensor([0])])
+
+
+# ── the norm of the parameters ───────────────────────────────────────────────────────────────────
+
+
+def test_the_squared_norm_is_the_papers_sum_and_its_gradient_twice_the_parameters():
+    parameters = [tiny.normal(3, 4, seed=s).requires_grad_() for s in range(3)] + [tiny.normal(7).requires_grad_()]
+    norm = squared_norm(iter(parameters))
+    assert float(norm.detach()) == pytest.approx(spelled.squared_norm([listed(p.flatten()) for p in parameters]), abs=1e-12)
+    assert torch.autograd.gradcheck(lambda *p: squared_norm(p), tuple(parameters))
+    norm.backward()
+    for p in parameters:
+        torch.testing.assert_close(p.grad, 2 * p.detach(), rtol=1e-14, atol=0)
 
 
 # ── batching ─────────────────────────────────────────────────────────────────────────────────────

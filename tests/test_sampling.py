@@ -114,9 +114,9 @@ def test_temperature_zero_takes_the_argmax_whatever_the_filters_say():
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-45, 1e-60, 5e-324])
 def test_a_temperature_next_to_zero_is_greedy_and_never_nan(temperature):
-    logits_BV = torch.tensor([[1.0, 5.0, 4.9], [-1e4, -2e4, -3e4]])
-    chosen = choose(logits_BV, torch.zeros(2, 3, dtype=torch.bool), Sampling(temperature), [generator(), generator()])
-    assert chosen.tolist() == [1, 0]
+    logits_BV = torch.tensor([[1.0, 5.0, 4.9], [-1e4, -2e4, -3e4], [1e9, 2e9, 3e9]])
+    chosen = choose(logits_BV, torch.zeros(3, 3, dtype=torch.bool), Sampling(temperature), [generator()] * 3)
+    assert chosen.tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("how", [

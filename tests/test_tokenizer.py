@@ -236,8 +236,26 @@ def test_the_same_text_gives_the_same_vocabulary(kind):
 
 @pytest.mark.parametrize(("kind", "size"), [("bpe", 100), ("unigram", 262), ("bpe", 262), ("char", 10)])
 def test_too_few_pieces_are_refused_with_their_number(kind, size):
-    with pytest.raises(UserError, match=rf"^tokenizer\.vocab_size = {size}: .*use fewer pieces or more text"):
+    with pytest.raises(UserError, match=rf"^tokenizer\.vocab_size = {size}: .*use (fewer pieces or more text|more pieces)$"):
         Tokenizer.train(tiny.TEXTS, kind, size)
+
+
+@pytest.mark.parametrize("fault", [UserError("a.txt, line 3: is not UTF-8"), KeyboardInterrupt(), BrokenPipeError()])
+@pytest.mark.parametrize("at", [0, 5])
+def test_a_fault_of_the_text_is_not_blamed_on_the_vocabulary(fault, at):
+    def texts():
+        yield from tiny.TEXTS * at
+        raise fault
+
+    with pytest.raises(type(fault)) as found:
+        Tokenizer.train(texts(), "bpe", 400)
+    assert found.value is fault
+
+
+def test_ids_behind_the_vocabulary_are_silent():
+    """A model may have more ids than its vocabulary: a mask, sentinels, room to grow."""
+    tokenizer = tiny.tokenizer()
+    assert tokenizer.decode([*tokenizer.encode("The fox"), tokenizer.vocab_size, 10**6]) == "The fox"
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", ""]], ids=str)

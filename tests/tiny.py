@@ -34,7 +34,7 @@ def model(cfg: ModelConfig = GQA, seed: int = 0, **changes) -> Transformer:
         for name, parameter in made.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5, generator=generator)
-            elif name.startswith("layers"):
+            elif name.startswith(("layers.", "encoder.layers.")):
                 parameter *= made.cfg.init_std * made.cfg.d_model**0.5
     return made.eval()
 

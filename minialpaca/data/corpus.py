@@ -9,13 +9,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from minialpaca.config import CorpusConfig
 from minialpaca.data import world
-from minialpaca.data.files import expand, fault, is_writable, read_lines, read_objects, refuse
+from minialpaca.data.files import expand, fault, is_writable, read_lines, read_objects, refuse, refuse_shared
 from minialpaca.data.order import permutation, raw
 from minialpaca.data.token_file import TokenFile, TokenWriter, read_header
 from minialpaca.errors import UserError
@@ -128,23 +129,27 @@ def _write(cfg: CorpusConfig, tokenizer: Tokenizer, train: Path, val: Path, mark
 
 def _encode(stream: Iterator[Part], tokenizer: Tokenizer, writer: TokenWriter,
             val_writer: TokenWriter | None = None, val_fraction: float = 0.0) -> None:
-    """Write each document; with a `val_writer`, hold out every k-th, or the end of one that stands alone."""
-    every = math.ceil(1 / val_fraction) if val_writer is not None else 0
+    """Write each document; with a `val_writer`, spread the held-out ones evenly, or hold out the end of the last one.
+
+    Document n is held out where ⌊(n + 1) f⌋ > ⌊n f⌋: for f = 1/20 every twentieth.
+    """
+    f = Fraction(str(val_fraction)) if val_writer is not None else 0  # 0.05 is 1/20 here, and 60 · 0.05 exactly 3
     number, starts = 0, True
     for text, ends in stream:
-        to = val_writer if every and number % every == every - 1 else writer
+        to = val_writer if math.floor((number + 1) * f) > math.floor(number * f) else writer
         ids = ([tokenizer.bos] if starts else []) + tokenizer.encode(text, starts=starts) + ([tokenizer.eos] if ends else [])
         to.write(ids)
         starts = ends
         number += ends
-    if val_writer is not None and number < every:
+    if val_writer is not None and number * f < 1:
         writer.move_tail(val_writer, val_fraction)
 
 
 def size(cfg: CorpusConfig) -> int:
-    """Bytes on disk of all sources; every file is looked for."""
-    files = [s for s in (*cfg.source, *cfg.val_source) if not world.is_world(s)]
-    return sum(path.stat().st_size for path in expand(files, SUFFIXES))
+    """Bytes on disk of all sources; every file is looked for, and none may be on both sides."""
+    source, val_source = ([s for s in sources if not world.is_world(s)] for sources in (cfg.source, cfg.val_source))
+    refuse_shared(source, val_source, SUFFIXES, "data.val_source")
+    return sum(path.stat().st_size for path in expand([*source, *val_source], SUFFIXES))
 
 
 def _fingerprint(cfg: CorpusConfig, tokenizer: Tokenizer) -> str:

@@ -29,6 +29,13 @@ def expand(sources: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
+def refuse_shared(training: Sequence[str], held_out: Sequence[str], suffixes: Sequence[str], name: str) -> None:
+    """A file that is trained on measures memory."""
+    shared = {p.resolve() for p in expand(training, suffixes)} & {p.resolve() for p in expand(held_out, suffixes)}
+    if shared:
+        raise UserError(f"{name}: {min(shared)} is in data.source too; what is trained on cannot validate. Take it out of one")
+
+
 def _matches(source: str, suffixes: Sequence[str]) -> list[Path]:
     path = Path(source)
     if path.is_file():

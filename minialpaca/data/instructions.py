@@ -5,9 +5,12 @@ and response are encoded apart and joined as ids; labels grow beside the ids. So
 what was trained, and the mask cannot slip, whatever the texts contain.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from minialpaca.data.batch import Batch, collate
 from minialpaca.data.buckets import Buckets
@@ -113,6 +116,13 @@ class Examples:
         return (f"{len(self.examples):,} of {self.counts['read']:,} examples{spread}; over_long = {over_long}: "
                 f"{self.counts['dropped']} dropped, {self.counts['truncated']} truncated; "
                 f"{self.counts['empty']} without an output left out; {self.counts['repeated']} repeat another")
+
+    def sha256(self) -> str:
+        """Of all ids and labels, in their order."""
+        digest = hashlib.sha256()
+        for e in self.examples:
+            digest.update(np.array([len(e.ids), *e.ids, *e.labels], dtype="<i8").tobytes())
+        return digest.hexdigest()
 
     def n_batches(self, batch_size: int) -> int:
         return self.buckets.n_batches(batch_size)

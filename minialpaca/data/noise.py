@@ -56,14 +56,24 @@ def mask_tokens(ids: np.ndarray, how: ObjectiveConfig, vocabulary: Vocabulary, *
     return noised, np.where(chosen, ids, IGNORE)
 
 
+def span_counts(n: int, rate: float, mean_span: float) -> tuple[int, int]:
+    """Of n ≥ 2 tokens, h = round(n · rate) are hidden, in round(h / mean_span) stretches   [t5.spans]
+
+    Each at least one; a token is left to be shown before each stretch, and a sentinel to end the target.
+    """
+    hidden = min(max(round(n * rate), 1), n - 1)
+    return hidden, min(max(round(hidden / mean_span), 1), hidden, n - hidden, SENTINELS - 1)
+
+
 def span_noise(n: int, rate: float, mean_span: float, *key: int) -> np.ndarray:
-    """Which of n tokens are hidden: round(n · rate) of them in round(n · rate / mean_span) stretches   [t5.spans]
+    """Which of n tokens are hidden, so many as `span_counts` says; of a single one, none.
 
     Hidden and shown stretches alternate, beginning with a shown one; the lengths of each kind are a random
     composition of its total. Raffel et al. 2020, §3.1.4 and §3.3.4, as in their code (random_spans_noise_mask).
     """
-    hidden = min(max(round(n * rate), 1), n - 1)
-    stretches = min(max(round(hidden / mean_span), 1), hidden, n - hidden, SENTINELS - 1)
+    if n == 1:
+        return np.array([False])
+    hidden, stretches = span_counts(n, rate, mean_span)
     lengths = np.empty(2 * stretches, dtype=int)
     lengths[0::2] = composition(n - hidden, stretches, *key, 0)
     lengths[1::2] = composition(hidden, stretches, *key, 1)
@@ -82,13 +92,14 @@ def corrupt_spans(ids: np.ndarray, hidden: np.ndarray, vocabulary: Vocabulary, b
         source   Thank you ⟨0⟩ me to your party ⟨1⟩ week.
         target   <s> ⟨0⟩ for inviting ⟨1⟩ last ⟨2⟩ </s>
 
-    A control id among the hidden ones is shown, which may cut a stretch in two. Raffel et al. 2020, figure 2.
+    A control id among the hidden ones is shown, which may cut a stretch in two; stretches beyond the last sentinel
+    but one, which ends the target, are shown as well. Raffel et al. 2020, figure 2.
     """
     hidden = hidden & vocabulary.may_hide(ids)
     begins = hidden & ~np.concatenate(([False], hidden[:-1]))
+    has_sentinel = np.cumsum(begins) < SENTINELS
+    hidden, begins = hidden & has_sentinel, begins & has_sentinel
     number = np.cumsum(begins) - 1
-    if number[-1] + 2 > SENTINELS:
-        raise ValueError(f"{number[-1] + 1} stretches for {SENTINELS} sentinels, of which the last one ends the target")
     sentinel = vocabulary.first_added + number
     source = np.where(begins, sentinel, ids)[begins | ~hidden]
     target = [bos]

@@ -1,5 +1,7 @@
 """Labelled texts as numbers: label groups, ids, batches."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -82,16 +84,23 @@ class TextExamples:
                             "lengthen the context (base.max_seq_len), or set classes.over_long=truncate")
         self.ids = [ids for ids, _ in encoded]
         self.members = [group.membership(text.labels[j] for text in texts) for j, group in enumerate(groups)]
-        self.targets = [group.targets(member_NC) for group, member_NC in zip(groups, self.members)]
+        self.targets = [group.targets(member) for group, member in zip(groups, self.members)]
         self.buckets = Buckets([len(ids) for ids in self.ids])
         print(self.describe(name, context, len(cut)))
+
+    def sha256(self) -> str:
+        """Of all ids and labels, in their order."""
+        digest = hashlib.sha256()
+        for ids, text in zip(self.ids, self.texts):
+            digest.update(json.dumps([ids, text.labels]).encode())
+        return digest.hexdigest()
 
     def describe(self, name: str, context: int, n_cut: int) -> str:
         lengths = sorted(map(len, self.ids))
         lines = [f"{name}: {len(lengths):,} texts, {lengths[0]} to {lengths[-1]} tokens (median {lengths[len(lengths) // 2]}), "
                  f"{n_cut} truncated to {context}"]
-        for group, member_NC in zip(self.groups, self.members):
-            sizes = sorted(zip(member_NC.sum(0).tolist(), group.classes), key=lambda pair: -pair[0])
+        for group, member in zip(self.groups, self.members):
+            sizes = sorted(zip(member.sum(0).tolist(), group.classes), key=lambda pair: -pair[0])
             shown = ", ".join(f"{label} {n:,}" for n, label in sizes[:12])
             more = f", … {sizes[-1][1]} {sizes[-1][0]:,} ({len(sizes)} classes)" if len(sizes) > 12 else ""
             lines.append(f"    {group.name}: {shown}{more}")

@@ -1,4 +1,4 @@
-"""Token files: ids on disk behind a header that names their tokenizer and count, read as a memory map.
+"""Token files: ids on disk behind a header that names tokenizer, count and digest, read as a memory map.
 
 Layout: 512 bytes of header (a JSON object, filled up with spaces), then `count` little-endian
 uint16 ids (uint32 where the vocabulary has more than 65,536 pieces). A file is written under
@@ -6,6 +6,7 @@ another name and renamed when it is complete.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ from minialpaca.errors import UserError, reason
 from minialpaca.tokenizer import Tokenizer
 
 HEADER_BYTES = 512
-FORMAT = "minialpaca tokens 1"
+FORMAT = "minialpaca tokens 2"
 BUFFER = 1 << 20  # ids kept in memory before they are written
 
 
@@ -78,8 +79,12 @@ class TokenWriter:
     def close(self) -> None:
         self._flush()
         try:
+            self.file.flush()
+            with open(self.part, "rb") as written:
+                written.seek(HEADER_BYTES)
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
             self.file.seek(0)
-            self.file.write(json.dumps({**self.header, "count": self.count}).encode().ljust(HEADER_BYTES))
+            self.file.write(json.dumps({**self.header, "count": self.count, "sha256": digest}).encode().ljust(HEADER_BYTES))
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()

@@ -14,6 +14,8 @@ from minialpaca.objectives import next_token_pairs, regularised_sum
 
 class Task(Protocol):
     tokenizer_sha256: str
+    data_sha256: str = ""
+    """What was made of the training and validation data; a run goes on with the same alone."""
     measures: tuple[str, ...] = ("val_loss",)
     """What `evaluate` hands back."""
 

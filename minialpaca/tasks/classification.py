@@ -44,6 +44,7 @@ class Classification(Task):
         self.test = examples(splits.test, "test") if splits.test else None
         self.loss, self.pooling = settings.loss, pooling_of(settings)
         self.tokenizer_sha256, self.seed = tokenizer.sha256, settings.run.seed
+        self.data_sha256 = f"{self.train.sha256()} {self.val.sha256()}"
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
         self.judged: Judged | None = None  # what the last evaluation saw, for pictures
 
@@ -60,8 +61,7 @@ class Classification(Task):
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Loss per text, and accuracy and macro-F1: their means over the groups, and where there are several, of each."""
         self.judged = judge(model, self.val, device, self.batch_size, self.eval_batches)
-        marks = [(accuracy(right_NC, said_NC), macro_f1(class_marks(right_NC, said_NC).f1_C))
-                 for right_NC, said_NC in truths(self.val, self.judged)]
+        marks = [(accuracy(right, told), macro_f1(class_marks(right, told).f1_C)) for right, told in truths(self.val, self.judged)]
         measured = {"val_loss": self.judged.loss, "val_accuracy": sum(a for a, _ in marks) / len(marks),
                     "val_macro_f1": sum(f for _, f in marks) / len(marks)}
         if len(marks) > 1:
@@ -77,9 +77,9 @@ def judge(model: nn.Module, examples: TextExamples, device: torch.device, batch_
     total, rows = 0.0, []
     for chosen in batches:
         batch = examples.collate(chosen)
-        logits = [z_BC.cpu().double() for z_BC in model(batch.tokens_BT.to(device), batch.real_BT.to(device))]
+        logits = [z.cpu().double() for z in model(batch.tokens_BT.to(device), batch.real_BT.to(device))]
         total += label_groups_sum(logits, batch.labels).item()
-        rows.append([probabilities(group, z_BC) for group, z_BC in zip(examples.groups, logits)])
+        rows.append([probabilities(group, z) for group, z in zip(examples.groups, logits)])
     numbers = torch.tensor([i for chosen in batches for i in chosen])
     in_order = numbers.argsort()
     return Judged(numbers[in_order].tolist(), [torch.cat(parts)[in_order] for parts in zip(*rows)], total / len(numbers))
@@ -99,8 +99,7 @@ def said(group: Group, probabilities_NC: Tensor) -> Tensor:
 
 def truths(examples: TextExamples, judged: Judged) -> list[tuple[Tensor, Tensor]]:
     """(right, said) of each group, both (N, C)."""
-    return [(member_NC[judged.numbers], said(group, p_NC))
-            for group, member_NC, p_NC in zip(examples.groups, examples.members, judged.probabilities)]
+    return [(member[judged.numbers], said(group, p)) for group, member, p in zip(examples.groups, examples.members, judged.probabilities)]
 
 
 def pooling_of(settings: FinetuneConfig) -> str:

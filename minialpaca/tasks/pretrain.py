@@ -1,4 +1,4 @@
-"""Pretraining: what is predicted of a corpus (pretrain.1, pretrain.2, pretrain.3)."""
+"""Pretraining: what is predicted of a corpus."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from minialpaca.config import LossConfig, PretrainConfig
 from minialpaca.data import noise
 from minialpaca.data.batch import Batch, MaskedBatch, SourceBatch, collate, collate_masked, collate_sources
 from minialpaca.data.corpus import Windows, prepare
+from minialpaca.errors import UserError
 from minialpaca.objectives import next_token_pairs, regularised_sum
 from minialpaca.tasks import Task, next_token_loss
 from minialpaca.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ class CorpusTask(Task):
     def __init__(self, settings: PretrainConfig, tokenizer: Tokenizer, folder: Path):
         self.train, self.val = prepare(settings.data, tokenizer, folder)
         self.tokenizer, self.tokenizer_sha256 = tokenizer, tokenizer.sha256
+        self.data_sha256 = f"{self.train.header['sha256']} {self.val.header['sha256']}"
         self.loss, self.objective, self.seed = settings.loss, settings.objective, settings.run.seed
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
         self.windows = Windows(self.train, settings.model.max_seq_len, settings.run.seed)
@@ -66,10 +68,11 @@ class CausalLM(CorpusTask):
     def bits_per_byte(self, nats_per_token: float) -> float:
         """Loss per byte of text rather than per token: comparable across vocabularies   [bpb.1]
 
-        bpb = (L / ln 2) · tokens / bytes, bytes counted from the raw bytes of each id.
+        bpb = (L / ln 2) · tokens / bytes, over the tokens that were evaluated; bytes are the raw bytes of each id.
         """
         sizes = np.array([len(data) for data in self.tokenizer.piece_bytes])
-        tokens = self.val.ids[1:]
+        evaluated = self.eval_batches * self.batch_size * self.val_windows.context or len(self.val)
+        tokens = self.val.ids[1:1 + evaluated]
         return nats_per_token / math.log(2) * len(tokens) / int(sizes[tokens].sum())
 
     def describe(self, loss: float) -> str:
@@ -96,12 +99,21 @@ class SpanCorruption(CorpusTask):
     """The hidden stretches, said by a decoder that attends to an encoder's view of the rest."""
 
     def __init__(self, settings: PretrainConfig, tokenizer: Tokenizer, folder: Path):
+        self.refuse_long_targets(settings)
         super().__init__(settings, tokenizer, folder)
         self.vocabulary = noise.Vocabulary.of(tokenizer)
 
+    def refuse_long_targets(self, settings: PretrainConfig) -> None:
+        """What the decoder reads: <s>, each stretch behind its sentinel, and the last sentinel."""
+        context, how = settings.model.max_seq_len, settings.objective
+        hidden, stretches = noise.span_counts(max(2, context), how.noise_rate, how.mean_span)
+        if hidden + stretches + 2 > context:
+            raise UserError(f"objective.noise_rate = {how.noise_rate}: what is hidden of model.max_seq_len = {context} tokens "
+                            f"makes a target of {hidden + stretches + 2}, which does not fit the context; hide less or in "
+                            "longer stretches (objective.mean_span), or raise model.max_seq_len")
+
     def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> SourceBatch:
-        return collate_sources([self.corrupt(ids[:-1], *key) for ids, key in zip(rows, keys) if len(ids) > 2],
-                               self.tokenizer.pad)
+        return collate_sources([self.corrupt(ids[:-1], *key) for ids, key in zip(rows, keys)], self.tokenizer.pad)
 
     def corrupt(self, ids: np.ndarray, *key: int) -> tuple[np.ndarray, np.ndarray]:
         hidden = noise.span_noise(len(ids), self.objective.noise_rate, self.objective.mean_span, *key)

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-import math
+from fractions import Fraction
 import os
 import random
 import tracemalloc
@@ -133,11 +133,13 @@ def test_no_document_is_lost_or_on_both_sides(tmp_path, tokenizer, fraction, n):
     lines = [f"{s} ({i})" for i, s in enumerate(sentences(n))]
     cfg = config(written(tmp_path / "a.txt", "\n".join(lines)), documents="line", val_fraction=fraction)
     train, val = prepare(cfg, tokenizer, tmp_path / "tokens")
-    every = math.ceil(1 / fraction)
+    f = Fraction(str(fraction))
+    held = [i for i in range(n) if any(i * f < m <= (i + 1) * f for m in range(1, n + 1))]
     as_ids = [[tokenizer.bos, *tokenizer.encode(line), tokenizer.eos] for line in lines]
-    if n >= every:
-        assert val.ids.tolist() == sum(as_ids[every - 1::every], [])
-        assert train.ids.tolist() == sum((ids for i, ids in enumerate(as_ids) if i % every != every - 1), [])
+    if held:
+        assert len(held) == int(n * f)
+        assert val.ids.tolist() == sum((as_ids[i] for i in held), [])
+        assert train.ids.tolist() == sum((ids for i, ids in enumerate(as_ids) if i not in held), [])
     else:  # too few documents to hold one out: the end of all of them
         assert [*train.ids.tolist(), *val.ids.tolist()] == sum(as_ids, []) and len(val) > 0
 

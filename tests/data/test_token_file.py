@@ -1,6 +1,7 @@
 """Token files: what is written is what is read, or nothing is."""
 
 import errno
+import hashlib
 import json
 import os
 
@@ -37,11 +38,12 @@ def test_ids_come_back_in_order_over_several_buffers(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_the_header_names_format_type_count_tokenizer_and_source(tmp_path):
+def test_the_header_names_format_type_count_digest_tokenizer_and_source(tmp_path):
     path = written(tmp_path / "a.bin", [5, 6, 7])
     data = path.read_bytes()
     assert json.loads(data[:HEADER_BYTES]) == read_header(path) == {
-        "format": FORMAT, "dtype": "uint16", "tokenizer": "ab" * 32, "source": "mark", "count": 3}
+        "format": FORMAT, "dtype": "uint16", "tokenizer": "ab" * 32, "source": "mark", "count": 3,
+        "sha256": hashlib.sha256(data[HEADER_BYTES:]).hexdigest()}
     assert data[HEADER_BYTES:] == bytes([5, 0, 6, 0, 7, 0])  # little-endian
 
 

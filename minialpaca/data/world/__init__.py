@@ -1,7 +1,7 @@
 """The built-in world: a corpus and an instruction set from one seed.
 
 512 invented people, towns and ships have four facts each. The corpus tells every fact in several
-wordings, next to sums, opposites, lists, small stories and feelings; it asks nothing. The
+wordings, next to sums, comparisons, lists, songs, small stories and feelings; it asks nothing. The
 instruction set asks. Facts are split by *entity*: what is asked about in validation and test was
 only ever told in the corpus, so a right answer there means that knowledge from pretraining came
 out in the form taught by fine-tuning. A third set, reviews, is there to be labelled.
@@ -27,6 +27,6 @@ def is_world(source: str) -> bool:
 
 def seed_of(source: str) -> int:
     number = source.partition(":")[2] or "0"
-    if not number.isdecimal():
+    if not (number.isdecimal() and len(number) <= 18):
         raise UserError(f"data.source = {source!r}: write world or world:SEED, e.g. world:1")
     return int(number)

@@ -35,7 +35,8 @@ def instructions(
     validation_per_kind: int = 20,
     test_per_kind: int = 40,
 ) -> Splits:
-    """(train, validation, test). The sizes per kind are upper bounds where a kind has fewer.
+    """(train, validation, test). The sizes per kind are upper bounds where a kind has fewer; facts and names for
+    training are all taken.
 
     Training asks each fact in `phrasings` (1 to 3) of its three wordings; test asks each fact of
     each test entity once, however many that makes.

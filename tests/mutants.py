@@ -1,0 +1,392 @@
+"""Wrong on purpose: one changed symbol a row, and the test that has to notice.
+
+`of(function, test, *changes)`: each change is (old, new) or, where another test is the one to notice, (old, new, test).
+`old` stands exactly once in the source of the function. test_mutants.py tries them all, and asks for four or more for
+each function whose docstring cites an equation.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    function: str  # module:name
+    old: str
+    new: str
+    test: str      # a pytest node, quick
+
+
+MUTANTS: list[Mutant] = []
+
+
+def of(function: str, test: str, *changes: tuple[str, ...]) -> None:
+    file = test.partition("::")[0]
+    for old, new, *other in changes:
+        MUTANTS.append(Mutant(f"minialpaca.{function}", old, new, f"tests/{f'{file}::{other[0]}' if other else test}"))
+
+
+# ── the Transformer ──────────────────────────────────────────────────────────────────────────────
+
+of("model:rms_norm", "test_model.py::test_rms_norm_is_the_papers_sum",
+   ("+ norm_eps", "- norm_eps"),
+   ("+ norm_eps", "+ norm_eps**2"),
+   ("torch.rsqrt", "torch.sqrt"),
+   (".mean(-1", ".sum(-1"),
+   (".mean(-1", ".mean(-2"),
+   (".pow(2)", ".abs()"),
+   (".pow(2)", ".sub(x32.mean(-1, keepdim=True)).pow(2)"),  # LayerNorm's variance
+   ("* gain_D", "* (1 + gain_D)"),
+   ("* gain_D", "+ gain_D"),
+   ("x.float()", "x", "test_rms_norm_of_bf16_is_computed_in_fp32"))
+
+of("model:rotary_angles", "test_model.py::test_rotary_angles_are_positions_over_growing_wavelengths",
+   ("(-2 * i_P", "(2 * i_P"),
+   ("(-2 * i_P", "(-i_P"),
+   ("(-2 * i_P", "(-2 * (i_P + 1)"),  # the paper counts i from 1 and writes i − 1
+   ("m[..., None] *", "m[..., None] /"),
+   ("m[..., None] *", "(m[..., None] + 1) *"),
+   ("angles.cos(), angles.sin()", "angles.sin(), angles.cos()"),
+   ("positions if positions.dtype == torch.float64 else positions.float()", "positions.float()"))
+
+of("model:rotate", "test_model.py::test_rotation_is_the_papers_matrix",
+   ("even * cos - odd * sin", "even * cos + odd * sin"),
+   ("even * sin + odd * cos", "odd * cos - even * sin"),
+   ("even * cos - odd * sin", "even * sin - odd * cos"),
+   ("even, odd = ", "odd, even = "),
+   (".unflatten(-1, (-1, 2)).unbind(-1)", ".unflatten(-1, (2, -1)).unbind(-2)"),  # halves, not neighbours
+   ("dim=-1)", "dim=-2)"),
+   (".to(x.dtype)", "", "test_rotary_tables_stay_in_fp32_when_the_model_is_bf16"))
+
+of("model:spelled_attention", "test_model.py::test_attention_is_the_papers_sum_under_any_mask",
+   ("/ math.sqrt(", "* math.sqrt("),
+   ("/ math.sqrt(q_BHTK.shape[-1])", "/ q_BHTK.shape[-1]"),
+   ("q_BHTK.shape[-1]", "q_BHTK.shape[-2]"),
+   ("q_BHTK @ k_BHSK.mT", "-q_BHTK @ k_BHSK.mT"),
+   ("k_BHSK.mT", "v_BHSK.mT"),
+   ("~may_look", "may_look"),
+   ("-math.inf", "-1.0"),
+   (".softmax(-1", ".softmax(-2"),
+   (".softmax(-1", ".softmax(1"),
+   ("@ v_BHSK", "@ k_BHSK"),
+   ("dtype=map_dtype).to(q_BHTK.dtype)", "dtype=map_dtype)", "test_the_map_of_bf16_is_rounded_once"),
+   ("F.dropout(map_BHTS, dropout)", "map_BHTS", "test_dropout_acts_in_training_and_never_in_evaluation[map-spelled]"))
+
+of("model:causal", "test_model.py::test_causal_lets_a_query_look_at_itself_and_before",
+   ("<= t_T1", "< t_T1"),
+   ("<= t_T1", ">= t_T1"),
+   ("<= t_T1", "<= t_T1 + 1"),
+   ("torch.arange(offset, offset + length", "torch.arange(length"),
+   ("return torch.arange(offset + length", "return torch.arange(length"))
+
+of("model:_causal_among_real",
+   "test_model.py::test_what_stands_on_padding_changes_no_real_logit_and_no_gradient[left-spelled]",
+   ("see_TS & real_BS[:, None] |", "see_TS |"),
+   ("see_TS & real_BS[:, None] |", "real_BS[:, None] |", "test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"),
+   ("& real_BS", "& ~real_BS"),
+   ("& real_BS", "| real_BS"),
+   (" | itself_TS", "", "test_a_row_of_nothing_but_padding_is_finite_forwards_and_backwards"),
+   ("keepdim=True) - 1", "keepdim=True)", "test_a_row_of_nothing_but_padding_is_finite_forwards_and_backwards"))
+
+of("model:gated_swish", "test_model.py::test_gated_swish_is_the_papers_product",
+   ("F.silu(gate) * up", "F.silu(up) * gate"),
+   ("F.silu", "F.gelu"),
+   ("F.silu", "F.sigmoid"),
+   ("F.silu", "-F.silu"),
+   ("F.silu(gate) * up", "F.silu(gate) + up"),
+   ("F.silu(gate) * up", "F.silu(gate * up)"))
+
+of("model:MLP.forward", "test_model.py::test_mlp_gates_with_gate_proj",
+   ("gated_swish(self.gate_proj(x), self.up_proj(x))", "gated_swish(self.up_proj(x), self.gate_proj(x))"),
+   ("self.gate_proj(x)", "self.up_proj(x)"))
+
+of("model:Attention._for_each_query_head", "test_model.py::test_the_model_is_the_papers_decoder[GQA-spelled]",
+   ("repeat_interleave(group, dim=1)", "repeat(1, group, 1, 1)"),  # head h takes g = h mod G, not ⌊h G/H⌋
+   ("repeat_interleave(group, dim=1)", "repeat_interleave(group, dim=1).flip(1)"),
+   ("repeat_interleave(group, dim=1)", "repeat_interleave(group, dim=1).roll(1, 1)"),
+   ("repeat_interleave(group, dim=1)", "mean(1, keepdim=True).expand(-1, self.n_heads, -1, -1)"))
+
+of("model:Attention.forward", "test_model.py::test_the_model_is_the_papers_decoder[GQA-fused]",
+   ("self.k_proj(x_BTD)", "self.v_proj(x_BTD)"),
+   ("q_BHTK = rotate(self._heads(self.q_proj(x_BTD), self.n_heads), *angles)",
+    "q_BHTK = self._heads(self.q_proj(x_BTD), self.n_heads)"),
+   ("v_BGTK = self._heads(self.v_proj(x_BTD), self.n_kv_heads)",
+    "v_BGTK = rotate(self._heads(self.v_proj(x_BTD), self.n_kv_heads), *angles)"),
+   ("(k_BGTK, v_BGTK) if", "(v_BGTK, k_BGTK) if"))
+
+of("model:Block.forward", "test_model.py::test_the_model_is_the_papers_decoder[MHA-fused]",
+   ("x_BTD + self.dropout(self.attn(", "self.dropout(self.attn("),
+   ("x_BTD + self.dropout(self.mlp(", "x_BTD - self.dropout(self.mlp("),
+   ("self.attn(self.attn_norm(x_BTD)", "self.attn(x_BTD"),
+   ("self.mlp_norm(x_BTD)", "self.attn_norm(x_BTD)"))
+
+of("model:Transformer.hidden", "test_model.py::test_the_model_is_the_papers_decoder[GQA-fused]",
+   ("self.final_norm(x_BTD)", "x_BTD"),
+   ("enumerate(self.layers)", "enumerate(reversed(self.layers))"),
+   ("enumerate(self.layers)", "enumerate(self.layers[1:])"),
+   ("self.dropout(self.embed(tokens_BT))", "self.embed(tokens_BT)",
+    "test_dropout_acts_in_training_and_never_in_evaluation[embedding-fused]"))
+
+of("model:Transformer._angles", "test_model.py::test_the_model_is_the_papers_decoder[GQA-fused]",
+   ("self.cfg.rope_theta", "10_000.0"),
+   ("places.double() if", "places if"))
+
+of("model:Transformer._view",
+   "test_model.py::test_cached_logits_are_the_uncached_ones_at_every_position[GQA-[5, 8]-full-fused]",
+   ("if offset and T > 1 else None", "if False else None"),
+   ("(offset, offset + T, device", "(0, T, device"),
+   ("[:, offset:]", "[:, :T]",
+    "test_cached_logits_are_the_uncached_ones_at_every_position[GQA-[5, 8]-left-padded-spelled]"),
+   (".cumsum(-1) - 1)", ".cumsum(-1) * 0)", "test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"),
+   (".cumsum(-1)", ".flip(-1).cumsum(-1)", "test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"))
+
+of("model:Transformer._refuse_overflow", "test_model.py::test_the_context_ends_where_the_config_says",
+   ("offset + new > limit", "offset + new >= limit"),
+   ("if offset + new > limit", "if new > limit", "test_the_cache_ends_where_its_room_does"))
+
+of("model:Transformer.logits", "test_model.py::test_logits_and_loss_inputs_are_fp32_at_least",
+   ("torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
+   ("torch.promote_types(logits.dtype, torch.float32)", "torch.float32"))
+
+of("model:init_std", "test_model.py::test_initial_weights_have_the_spread_of_the_table",
+   ("1 / math.sqrt(cfg.d_model)", "cfg.init_std"),
+   ("1 / math.sqrt(cfg.d_model)", "1 / cfg.d_model"),
+   ("per_layer * cfg.n_layers", "cfg.n_layers"),
+   ("matrix / math.sqrt(", "matrix * math.sqrt("),
+   ('(("embed", "lm_head"), cfg.init_std)', '(("embed", "lm_head"), matrix)'),
+   ('("o_proj", "down_proj")', '("o_proj", "up_proj", "down_proj")'))  # llama2.c's slip
+
+# ── losses and tasks ─────────────────────────────────────────────────────────────────────────────
+
+of("objectives:next_token_pairs", "test_objectives.py::test_inputs_and_targets_stay_in_their_row",
+   ("tokens_BT[:, :-1], labels_BT[:, 1:]", "tokens_BT[:, 1:], labels_BT[:, :-1]"),
+   ("labels_BT[:, 1:]", "labels_BT[:, :-1]"),
+   ("tokens_BT[:, :-1], labels_BT[:, 1:]", "tokens_BT[:, :-2], labels_BT[:, 2:]"),
+   ("tokens_BT[:, :-1], labels_BT[:, 1:]", "tokens_BT[:-1], labels_BT[1:]"),
+   ("labels_BT[:, 1:]", "tokens_BT[:, 1:]"))
+
+of("objectives:cross_entropy_sum", "test_objectives.py::test_cross_entropy_is_the_papers_sum",
+   ("F.cross_entropy(logits_NV", "-F.cross_entropy(logits_NV"),
+   ("F.cross_entropy(logits_NV", "F.cross_entropy(-logits_NV"),
+   ("F.cross_entropy(logits_NV", "F.cross_entropy(logits_NV.softmax(-1)"),
+   ("F.cross_entropy(logits_NV", "2 * F.cross_entropy(logits_NV"),
+   ("label_smoothing=smoothing", "label_smoothing=0.1"),
+   ("targets_N, ignore_index=IGNORE", "targets_N.clamp(min=0)"),
+   ('"sum"', '"mean"'),
+   ("label_smoothing=smoothing", "label_smoothing=smoothing / 2", "test_smoothed_cross_entropy_is_the_papers_sum"))
+
+of("tasks:next_token_loss",
+   "test_objectives.py::test_the_head_sees_only_supervised_positions_and_the_loss_is_that_of_all_logits",
+   ("targets_BT.flatten()[batch.supervised_N]", "inputs_BT.flatten()[batch.supervised_N]"),
+   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"),
+   ("flatten(0, 1)[batch.supervised_N]", "transpose(0, 1).flatten(0, 1)[batch.supervised_N]"),
+   ("model.hidden(inputs_BT)", "model.hidden(batch.tokens_BT)"),
+   ("next_token_pairs(batch.tokens_BT, batch.labels_BT)", "next_token_pairs(batch.tokens_BT.flip(0), batch.labels_BT)"))
+
+of("tasks.instruction:Instruction.loss_sum", "test_tasks.py::test_instruction_tuning_costs_the_nats_of_the_responses",
+   ("return next_token_loss", "return -next_token_loss"),
+   ("self.loss)", "self.loss) / batch.n_supervised"),
+   ("self.loss)", "self.loss) / len(batch.tokens_BT)"),
+   ("self.loss)", "self.loss).detach()", "test_the_instruction_loss_has_a_gradient"))
+
+of("tasks.pretrain:CausalLM.bits_per_byte", "test_tasks.py::test_bits_per_byte_are_the_texts_nats_over_its_bytes",
+   ("/ math.log(2)", "* math.log(2)"),
+   ("/ math.log(2)", ""),
+   ("ids[1:1 + evaluated]", "ids[:evaluated]", "test_bits_per_byte_by_pencil"),
+   ("ids[1:1 + evaluated]", "ids[1:]", "test_bits_per_byte_by_pencil"),
+   ("* len(tokens) /", "/ len(tokens) *"),
+   ("int(sizes[tokens].sum())", "len(tokens)"))
+
+of("tasks.pretrain:masked_loss",
+   "test_tasks.py::test_the_masked_loss_is_that_of_the_hidden_tokens_seen_from_both_sides",
+   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"),
+   ("batch.labels_BT.flatten()", "batch.tokens_BT.flatten()"),
+   ("None if batch.n_tokens == batch.tokens_BT.numel() else batch.real_BT", "None"),
+   ("model.hidden(batch.tokens_BT", "model.hidden(batch.labels_BT.clamp(min=0)"))  # it would see the answer
+
+of("tasks.pretrain:source_loss", "test_tasks.py::test_the_span_loss_is_that_of_the_target_given_the_source",
+   ("model.encode(batch.source_BS, batch.real_BS)", "model.encode(batch.source_BS)"),
+   ("model.encode(batch.source_BS, batch.real_BS)", "model.encode(batch.source_BS.flip(0), batch.real_BS.flip(0))"),
+   ("targets_BT.flatten()", "inputs_BT.flatten()"),
+   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"))
+
+of("data.noise:mask_tokens", "data/test_noise.py::test_fifteen_in_a_hundred_are_chosen_and_shown_80_10_10",
+   ("chance < how.noise_rate", "chance > how.noise_rate"),
+   ("fate < 1 - how.random_rate - how.keep_rate", "fate < 1 - how.keep_rate"),
+   ("fate < 1 - how.keep_rate)", "fate < 1)"),
+   ("np.where(random, drawn, ids)", "ids"),
+   (" & vocabulary.may_hide(ids)", "", "test_control_ids_are_neither_chosen_nor_drawn_nor_the_mask"),
+   ("np.where(chosen, ids, IGNORE)", "np.where(masked, ids, IGNORE)"),
+   ("np.where(chosen, ids, IGNORE)", "np.where(chosen, noised, IGNORE)",
+    "test_labels_stand_exactly_on_the_chosen_and_nothing_else_is_touched"))
+
+of("data.noise:span_counts", "data/test_noise.py::test_the_number_of_hidden_tokens_and_stretches_by_pencil",
+   ("round(n * rate)", "round(n * (1 - rate))"),
+   ("round(hidden / mean_span)", "round(n / mean_span)"),
+   ("round(hidden / mean_span)", "round(hidden * mean_span)"),
+   (", n - 1)", ", n)"),
+   ("SENTINELS - 1", "SENTINELS"))
+
+of("data.noise:span_noise", "data/test_noise.py::"
+                            "test_exactly_so_many_tokens_are_hidden_in_exactly_so_many_stretches_after_a_shown_one",
+   ("% 2 == 1", "% 2 == 0"),
+   ("(n - hidden, stretches,", "(hidden, stretches,"))
+
+of("data.noise:corrupt_spans", "data/test_noise.py::test_the_papers_example",
+   ("[begins | ~hidden]", "[~hidden]"),
+   ("number = np.cumsum(begins) - 1", "number = np.cumsum(begins)"),
+   ("hidden & ~np.concatenate(([False], hidden[:-1]))", "hidden"),  # a sentinel for every hidden token
+   ("int(number[-1]) + 1, eos]", "int(number[-1]), eos]"),
+   ("int(number[-1]) + 1, eos]", "int(number[-1]) + 1]"),
+   ("hidden & vocabulary.may_hide(ids)", "hidden", "test_a_control_id_is_shown_and_cuts_its_stretch_in_two"))
+
+of("likelihood:of_one_batch", "test_likelihood.py::test_each_token_is_scored_given_all_before_it",
+   ("log_softmax(-1)", "softmax(-1)"),
+   ("log_softmax(-1)", "log_softmax(0)"),
+   ("model.logits(", "-model.logits("),
+   ("targets_BT.flatten()", "inputs_BT.flatten()"),
+   ("[IGNORE] * len(x)", "[IGNORE] * (len(x) - 1), x[-1]", "test_each_token_is_scored_given_all_before_it"),
+   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"))
+
+of("likelihood:choose", "test_likelihood.py::test_the_sum_and_the_mean_may_choose_differently",
+   ("return max(", "return min("),
+   ("sum(ps) / len(ps) if per_token", "sum(ps) if per_token"),
+   ("sum(ps) / len(ps) if per_token", "sum(ps) * len(ps) if per_token"),
+   ("else sum(ps)", "else sum(ps) / len(ps)"),
+   ("scores[k])", "(scores[k], k))"))  # the last of equals
+
+of("objectives:symmetric_kl_sum", "test_objectives.py::test_symmetric_kl_is_the_papers_sum",
+   ("log_p_NV.exp() - log_q_NV.exp()", "log_p_NV.exp() + log_q_NV.exp()"),
+   ("log_p_NV.exp() - log_q_NV.exp()", "log_p_NV.exp()"),  # one direction, doubled
+   (".sum() / 2", ".sum()"),
+   (".sum() / 2", ".mean() / 2"),
+   ("one_NV.log_softmax(-1)", "one_NV.log_softmax(0)"))
+
+of("objectives:r_drop_sum", "test_objectives.py::test_r_drop_is_the_papers_sum",
+   ("both + alpha *", "both - alpha *"),
+   ("both + alpha *", "both + alpha / 2 *"),
+   ("other_NV)) / 2", "other_NV))"),
+   ("cross_entropy_sum(other_NV, targets_N, smoothing)", "cross_entropy_sum(one_NV, targets_N, smoothing)"),
+   ("cross_entropy_sum(other_NV, targets_N, smoothing)", "cross_entropy_sum(other_NV, targets_N)"))
+
+of("objectives:label_groups_sum", "test_objectives.py::test_label_groups_are_the_papers_sum",
+   (".sum()", ".mean()"),
+   ('reduction="sum"', 'reduction="mean"'),
+   ("F.binary_cross_entropy_with_logits(z, ", "F.binary_cross_entropy_with_logits(-z, "),
+   ("cross_entropy_sum(z, y, smoothing)", "cross_entropy_sum(z, y)"))
+
+of("objectives:squared_norm",
+   "test_objectives.py::test_the_squared_norm_is_the_papers_sum_and_its_gradient_twice_the_parameters",
+   (".square().sum()", ".abs().sum()"),
+   (".square().sum()", ".square().sum().sqrt()"),
+   (".square().sum()", ".square().mean()"),
+   (".square().sum()", ".detach().square().sum().requires_grad_()"),
+   ("for p in parameters]).sum()", "for p in parameters]).amax()"))
+
+# ── a step ───────────────────────────────────────────────────────────────────────────────────────
+
+of("trainer:Trainer.take_step", "test_trainer.py::test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate",
+   ("self.optim.clip_norm", "0.0"),
+   ("self._set_lr(step)", "self._set_lr(step + 1)"),
+   ("self.optimizer.step()", "None"),
+   ("self.optimizer.zero_grad(set_to_none=True)", "None"),
+   ("n_supervised = sum(batch.n_supervised for batch in batches)", "n_supervised = batches[-1].n_supervised",
+    "test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens"))
+
+of("trainer:Trainer._backward",
+   "test_trainer.py::test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens",
+   ("/ n_supervised", "/ max(1, batch.n_supervised)"),  # a mean of means
+   ("/ n_supervised", "/ n_supervised / len(batches)"),
+   ("total += loss.detach()", "total = loss.detach()"),
+   ("loss.backward()", "(-loss).backward()", "test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate"),
+   ("self.seed, self.state[\"step\"], i", "self.seed, 0, 0",
+    "test_dropout_differs_between_steps_and_between_micro_batches"))
+
+of("optim:build_adamw", "test_optim.py::test_adamw_steps_are_the_papers",
+   ("torch.optim.AdamW(groups", "torch.optim.Adam(groups"),  # decay through the gradient, as before Loshchilov & Hutter
+   ("(cfg.beta1, cfg.beta2)", "(cfg.beta2, cfg.beta1)"),
+   ("cfg.adam_eps", "1e-8"),
+   ("cfg.weight_decay if DECAYS", "0.0 if DECAYS"),
+   ("cfg.weight_decay if DECAYS[role] else 0.0", "cfg.weight_decay",
+    "test_decay_pulls_only_where_the_table_says"),
+   ("lr=cfg.lr", "lr=1e-3", "test_the_configs_fields_reach_the_optimiser"))
+
+of("optim:learning_rate", "test_optim.py::test_the_schedule_by_pencil",
+   ("(step + 1) / cfg.warmup_steps", "step / cfg.warmup_steps"),
+   ("(step + 1) / cfg.warmup_steps", "(step + 1) / (cfg.warmup_steps + 1)"),
+   ("step < cfg.warmup_steps", "step <= cfg.warmup_steps"),
+   ("(1 + math.cos", "(1 - math.cos"),
+   ("math.cos(math.pi * p)", "math.cos(math.pi * p / 2)"),
+   ("* p)) / 2", "* p))"),
+   ("total_steps - 1 - cfg", "total_steps - cfg"),
+   ("cfg.min_lr_ratio * cfg.lr", "0.0"),
+   ("(lowest - cfg.lr) * p", "(cfg.lr - lowest) * p"),
+   ('if cfg.schedule == "linear" else cfg.lr', "", "test_the_schedule_by_pencil[constant-expected2]"),
+   ("min(1.0, ", "max(0.0, ", "test_the_last_step_has_the_lowest_rate_and_later_ones_keep_it"))
+
+of("optim:clip_by_global_norm", "test_optim.py::test_clipping_is_the_papers",
+   ("max_norm / norm", "norm / max_norm"),
+   (".clamp(max=1.0)", ""),
+   (".clamp(max=1.0)", ".clamp(min=1.0)"),
+   ("max_norm > 0", "max_norm >= 0"),
+   ("_foreach_norm(gradients)", "_foreach_norm(gradients, 1)"),
+   ("torch.linalg.vector_norm(", "torch.sum("),
+   ("torch.linalg.vector_norm(", "torch.amax("),  # the largest tensor's norm
+   ("return norm", "return norm.clamp(max=max_norm)"))
+
+# ── from logits to a token ───────────────────────────────────────────────────────────────────────
+
+of("sampling:greedy", "test_sampling.py::test_greedy_is_the_likeliest_and_the_lowest_id_wins_a_tie",
+   ("argmax(-1)", "argmin(-1)"),
+   ("argmax(-1)", "argmax(0)"),
+   ("argmax(-1)", "diff(dim=-1).argmax(-1)"),
+   ("argmax(-1)", "flip(-1).argmax(-1).sub(2).abs()"))  # the highest id of a tie
+
+of("sampling:choose", "test_sampling.py::test_choices_follow_the_softmax_over_temperature",
+   ("/ max(how.temperature", "* max(how.temperature"),
+   ("/ max(how.temperature, 1e-30)", ""),
+   ("/ max(how.temperature, 1e-30)", "/ max(how.temperature, 1e-30)**2"),
+   ("logits_BV.softmax(-1), generators", "logits_BV.sigmoid(), generators"),
+   ("how.temperature == 0", "how.temperature <= 1"),
+   ("how.temperature, 1e-30", "how.temperature, 0.0", "test_a_temperature_next_to_zero_is_greedy_and_never_nan"),
+   (" - logits_BV.amax(-1, keepdim=True)", "", "test_a_temperature_next_to_zero_is_greedy_and_never_nan"),
+   ("logits_BV = penalise_repetition", "penalise_repetition", "test_the_penalty_comes_before_the_filters"),
+   ("keep_min_p(keep_top_p(logits_BV, how.top_p), how.min_p)", "keep_min_p(logits_BV, how.min_p)",
+    "test_penalty_temperature_and_filters_act_in_order"),
+   ("keep_top_k(logits_BV, how.top_k)\n    logits_BV = keep_min_p(keep_top_p(logits_BV, how.top_p), how.min_p)",
+    "keep_min_p(keep_top_p(logits_BV, how.top_p), how.min_p)\n    logits_BV = keep_top_k(logits_BV, how.top_k)",
+    "test_penalty_temperature_and_filters_act_in_order"))
+
+of("sampling:penalise_repetition", "test_sampling.py::test_repetition_penalty_is_the_papers",
+   ("logits_BV > 0", "logits_BV < 0"),
+   ("logits_BV * penalty", "logits_BV / penalty"),  # the paper's letter: likelier where z < 0
+   ("logits_BV / penalty", "logits_BV - penalty"),
+   ("torch.where(seen_BV", "torch.where(~seen_BV"),
+   ("penalty == 1", "penalty >= 1"))
+
+of("sampling:keep_top_k", "test_sampling.py::test_a_filter_keeps_what_its_definition_names_and_at_least_one_token",
+   ("< kth_B1", "<= kth_B1"),
+   ("< kth_B1", "> kth_B1"),
+   (".topk(k,", ".topk(k + 1,"),
+   ("[:, -1:]", "[:, :1]"),
+   ("dim=-1)", "dim=-1, largest=False)"),
+   ("-math.inf", "0.0"))
+
+of("sampling:keep_top_p", "test_sampling.py::test_a_filter_keeps_what_its_definition_names_and_at_least_one_token",
+   (">= p", "> p"),
+   (" - sorted_BV.softmax(-1)", ""),
+   ("descending=True", "descending=False"),
+   ("drop_BV[:, 0] = False", "pass"),
+   (".scatter(-1, order_BV, drop_BV)", " | drop_BV"),
+   ("sorted_BV.softmax(-1).cumsum", "sorted_BV.exp().sqrt().cumsum"))
+
+of("sampling:keep_min_p", "test_sampling.py::test_a_filter_keeps_what_its_definition_names_and_at_least_one_token",
+   ("+ math.log(min_p)", "- math.log(min_p)"),
+   ("math.log(min_p)", "min_p"),
+   ("logits_BV < logits", "logits_BV <= logits"),
+   ("logits_BV < logits", "logits_BV > logits"),
+   (".amax(-1", ".amin(-1"))
+
+of("sampling:draw", "test_sampling.py::test_draws_follow_the_distribution",
+   ("row_V.cpu()", "row_V.cpu().sqrt()"),
+   ("row_V.cpu()", "1 - row_V.cpu()"),
+   ("row_V.cpu()", "row_V.cpu().flip(0)"),
+   ("row_V.cpu()", "torch.ones_like(row_V)"))
