@@ -69,8 +69,8 @@ def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainC
     if settings.task.name == "instruction":
         run.refuse_speechless(base_settings, settings.base.run)
     elif base_settings.model.architecture == "encoder_decoder":
-        raise UserError(f"{settings.base.run}: holds an encoder_decoder, which has no head for classes; give a run with "
-                        "model.architecture = decoder or encoder")
+        raise UserError(f"{settings.base.run}: holds an encoder_decoder, which has no head for classes; give a run "
+                        "with model.architecture = decoder or encoder")
     model = dataclasses.replace(base_settings.model, dropout=settings.base.dropout,
                                 max_seq_len=settings.base.max_seq_len or base_settings.model.max_seq_len)
     if asked not in (ModelConfig(), model):
@@ -139,7 +139,8 @@ def mark(model: Transformer, tokenizer: Tokenizer, task: Instruction, folder: Pa
 # ── a classifier ─────────────────────────────────────────────────────────────────────────────────
 
 
-def show_labels(settings: FinetuneConfig, task: Classification, folder: Path, best: float, device: torch.device) -> None:
+def show_labels(settings: FinetuneConfig, task: Classification, folder: Path, best: float,
+                device: torch.device) -> None:
     """What the best weights say of the test split, or where there is none, of the validation split."""
     print(f"\nbest {settings.train.best_by} {best:.4f}")
     labeller = classify.load_labeller(folder, "best", device)

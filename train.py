@@ -24,7 +24,7 @@ from minialpaca.log import progress
 from minialpaca.observe import MaskObserver, Observer, SpanObserver, observer, spell
 from minialpaca.tasks.pretrain import TASKS, CorpusTask
 from minialpaca.tokenizer import Tokenizer
-from minialpaca.trainer import Trainer
+from minialpaca.trainer import Trainer, refuse_unmeasured
 
 PROMPT_COPIES = 200  # how often the tokenizer sees the Alpaca prompts, so that they cost few tokens later
 
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
         run.refuse_other_recipe(folder, settings, tokenizer)
         scripts.show_settings(settings)
         task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
+        refuse_unmeasured(settings.train, task)
         model = run.build(settings, device)
         run.keep(folder, settings, tokenizer)
     print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")

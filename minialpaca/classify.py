@@ -62,8 +62,8 @@ def keep_labels(folder: Path, groups: Sequence[Group]) -> None:
     if not path.exists():
         write_whole(path, json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
     elif json.loads(path.read_text(encoding="utf-8")) != labels:
-        raise UserError(f"{path}: the run has other classes than the training texts have now; take the texts it was begun "
-                        "with, or choose another run.dir")
+        raise UserError(f"{path}: the run has other classes than the training texts have now; take the texts it was "
+                        "begun with, or choose another run.dir")
 
 
 def read_groups(folder: Path, classes: ClassesConfig) -> list[Group]:
@@ -83,7 +83,8 @@ def load_labeller(folder: str | Path, which: str = "best", device: torch.device 
     folder = Path(folder)
     settings = run.settings_of(folder)
     if not isinstance(settings, FinetuneConfig) or settings.task.name != "classification":
-        raise UserError(f"{folder}: holds no classifier; give the run.dir of a finetune.py run with task.name = classification")
+        raise UserError(f"{folder}: holds no classifier; give the run.dir of a finetune.py run with "
+                        "task.name = classification")
     tokenizer, groups = Tokenizer.load(folder / run.TOKENIZER), read_groups(folder, settings.classes)
     model = classifier(settings, run.build(settings), groups)
     run.load_weights(model, run.weights_of(folder, which), tokenizer)
@@ -103,8 +104,8 @@ def read_plain(path: Path, encoding: str) -> list[str]:
 
 def verdict(group: Group, p_C: Tensor) -> str:
     """`positive 0.981`, or all classes above one half, or `none`."""
-    told = [f"{name} {p:.3f}" for name, p, yes in zip(group.classes, p_C.tolist(), said(group, p_C[None])[0].tolist()) if yes]
-    return ", ".join(told) or "none"
+    told = zip(group.classes, p_C.tolist(), said(group, p_C[None])[0].tolist())
+    return ", ".join(f"{name} {p:.3f}" for name, p, yes in told if yes) or "none"
 
 
 @command

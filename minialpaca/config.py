@@ -30,8 +30,8 @@ def _check(config, rules: dict[str, tuple[bool, str]]) -> None:
         for text in value if isinstance(value, tuple) else [value]:
             if isinstance(text, str) and not _is_plain(text):
                 raise UserError(f"{config.SECTION}.{f.name} = {text!r}: holds a character that no file name or text can hold")
-            if isinstance(value, tuple) and not text.strip():
-                raise UserError(f"{config.SECTION}.{f.name} = {list(value)}: one of them is blank; name something or leave it out")
+            if f.name.endswith("source") and not text.strip():  # an unset shell variable must not mean the working directory
+                raise UserError(f"{config.SECTION}.{f.name} = {list(value)}: one of them is blank; name a file or leave it out")
             if isinstance(value, int) and abs(value) >= 2**63:
                 raise UserError(f"{config.SECTION}.{f.name} = {str(value)[:30]}…: is larger than any machine counts")
     for name, (holds, rule) in rules.items():

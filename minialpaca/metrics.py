@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 def accuracy(right_NC: Tensor, said_NC: Tensor) -> float:
-    """A = 1/N Σ_n 1[right_n = said_n], the whole row: with several labels the whole set has to be right   [accuracy.1]"""
+    """A = 1/N Σ_n 1[right_n = said_n]   [accuracy.1]
+
+    The whole row: with several labels the whole set has to be right.
+    """
     return float((right_NC == said_NC).all(-1).double().mean())
 
 
@@ -41,14 +44,15 @@ def class_marks(right_NC: Tensor, said_NC: Tensor) -> ClassMarks:
     """
     hits_C = (right_NC & said_NC).sum(0).double()
     said_C, support_C = said_NC.sum(0).double(), right_NC.sum(0).double()
-    return ClassMarks(_ratio(hits_C, said_C), _ratio(hits_C, support_C), _ratio(2 * hits_C, said_C + support_C), support_C.long())
+    return ClassMarks(_ratio(hits_C, said_C), _ratio(hits_C, support_C), _ratio(2 * hits_C, said_C + support_C),
+                      support_C.long())
 
 
 def macro_f1(f1_C: Tensor) -> float:
     """F = 1/C Σ_c F1_c, over all classes of the training set   [f1.2]
 
-    A class that no measured text has, and that is never said, counts 0, as in scikit-learn with `labels` all classes and
-    `zero_division` 0: then scores of two splits are means over the same classes. The mean of F1s, not the F1 of means.
+    A class that no measured text has, and that is never said, counts 0, as in scikit-learn with `labels` all classes
+    and `zero_division` 0: so scores of two splits are means over the same classes. The mean of F1s, not F1 of means.
     """
     return float(f1_C.mean())
 

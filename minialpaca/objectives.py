@@ -75,7 +75,7 @@ def label_groups_sum(logits: Sequence[Tensor], labels: Sequence[Tensor], smoothi
 
 def regularised_groups_sum(forward: Callable[[], Sequence[Tensor]], labels: Sequence[Tensor], how: LossConfig,
                            training: bool) -> Tensor:
-    """The classification loss that is trained: label groups with smoothing, or each of them with R-Drop, where `how` says so."""
+    """The classification loss that is trained: label groups, smoothed and each with R-Drop where `how` says so."""
     if not training:
         return label_groups_sum(forward(), labels)
     if how.r_drop:

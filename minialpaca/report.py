@@ -43,7 +43,8 @@ def class_table(group: Group, right_NC: Tensor, said_NC: Tensor, split: str) -> 
 
 
 def markdown(rows: Sequence[Sequence], heads: Sequence[str]) -> str:
-    cells = [heads, ["---"] * len(heads), *([f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows)]
+    told = [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    cells = [heads, ["---"] * len(heads), *told]
     return "\n".join("| " + " | ".join(c.replace("|", "&#124;") for c in row) + " |" for row in cells)
 
 
@@ -57,7 +58,7 @@ def confusion_rows(group: Group, right_NC: Tensor, said_NC: Tensor) -> list[tupl
 
 
 def confusion_picture(counts_CC: np.ndarray) -> np.ndarray:
-    """(height, width, 3) bytes: cell (c, d) is as bright as the share of class c that was said to be d, its count inside.
+    """(height, width, 3) bytes: cell (c, d) as bright as the share of class c that was said to be d, its count inside.
 
     Above and to the left the numbers of the classes, as the table beside the picture gives them.
     """
@@ -90,15 +91,16 @@ def _write(picture: np.ndarray, number: int, column: int, row: int, side: int, g
 
 @dataclass(frozen=True)
 class ClassObserver:
-    """Shows what the last evaluation saw: of each group the table of its classes, and where it mistakes one for another."""
+    """Shows what the last evaluation saw: each group's table of classes, and which are mistaken for which."""
 
     task: Classification
 
     def __call__(self, model: nn.Module, log: RunLog, step: int) -> None:
         for group, (right, said) in zip(self.task.groups, truths(self.task.val, self.task.judged)):
-            log.text(f"classes/{group.name}", markdown(class_rows(group, right, said), (group.name, *CLASS_HEADS)), step)
-            heads = ("right \\ said", *(f"{c} {name}" for c, name in enumerate(group.classes, 1)))
-            log.text(f"confusion/{group.name}", markdown(confusion_rows(group, right, said), heads), step)
+            rows, heads = class_rows(group, right, said), (group.name, *CLASS_HEADS)
+            log.text(f"classes/{group.name}", markdown(rows, heads), step)
+            rows, heads = confusion_rows(group, right, said), [f"{c} {name}" for c, name in enumerate(group.classes, 1)]
+            log.text(f"confusion/{group.name}", markdown(rows, ["right \\ said", *heads]), step)
             log.image(f"confusion/{group.name}", confusion_picture(confusion(right, said).numpy()), step)
 
 
@@ -106,15 +108,15 @@ class ClassObserver:
 
 
 def write_class_marks(folder: Path, split: str, examples: TextExamples, judged: Judged) -> None:
-    """`test_predictions.jsonl` with every text, its right labels and what was said; `test_marks.json` with the marks."""
-    marks = {}
+    """`test_predictions.jsonl`: every text, its right labels and what was said; `test_marks.json`: the marks."""
+    marks, names = {"loss": judged.loss, "groups": {}}, ("precision", "recall", "f1", "texts")
     for group, (right, said) in zip(examples.groups, truths(examples, judged)):
-        of_class = class_rows(group, right, said)
-        marks[group.name] = {"accuracy": accuracy(right, said), "macro_f1": of_class[-1][3],
-                             "classes": {row[0]: dict(zip(("precision", "recall", "f1", "texts"), row[1:])) for row in of_class[:-1]}}
+        *of_class, mean = class_rows(group, right, said)
+        marks["groups"][group.name] = {"accuracy": accuracy(right, said), "macro_f1": mean[3],
+                                       "classes": {name: dict(zip(names, row)) for name, *row in of_class}}
     records = (json.dumps(record, ensure_ascii=False) + "\n" for record in predictions(examples, judged))
     write_whole(folder / f"{split}_predictions.jsonl", "".join(records))
-    write_whole(folder / f"{split}_marks.json", json.dumps({"loss": judged.loss, "groups": marks}, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / f"{split}_marks.json", json.dumps(marks, indent=1, ensure_ascii=False) + "\n")
 
 
 def predictions(examples: TextExamples, judged: Judged) -> list[dict]:

@@ -88,8 +88,8 @@ def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
 def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | Path) -> None:
     """Only a decoder goes on with a text, and one that labels texts has unlearned it."""
     if isinstance(settings, FinetuneConfig) and settings.task.name == "classification":
-        raise UserError(f"{folder}: holds a classifier, which answers with labels; ask it with python -m minialpaca.classify, "
-                        "or give a run that is none")
+        raise UserError(f"{folder}: holds a classifier, which answers with labels; ask it with python -m "
+                        "minialpaca.classify, or give a run that is none")
     if settings.model.architecture != "decoder":
         raise UserError(f"{folder}: holds an {settings.model.architecture}, which does not go on with a text; "
                         "give a run with model.architecture = decoder")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import axes
 import pytest
-from running import TINY_FINETUNE, TINY_PRETRAIN, in_process
+from running import TINY_FINETUNE, TINY_PRETRAIN, Outcome, in_process
 
 axes.install()  # before the first import of what it measures
 
@@ -66,6 +66,25 @@ def pretrained(pretrain_command, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "pretrain"
     in_process(train.main, [*pretrain_command, f"run.dir={folder}"])
     return folder
+
+
+OBJECTIVES = {"masked": "encoder", "span": "encoder_decoder"}
+
+
+@pytest.fixture(scope="session")
+def objective_command(pretrain_command) -> dict[str, list[str]]:
+    """The arguments of train.py for the objectives that hide something."""
+    return {name: [*pretrain_command, f"objective.name={name}", f"model.architecture={architecture}"]
+            for name, architecture in OBJECTIVES.items()}
+
+
+@pytest.fixture(scope="session")
+def hiding(objective_command, tmp_path_factory) -> dict[str, tuple[Path, Outcome]]:
+    """A finished run of train.py for each of them, and what it said. Read only."""
+    folder, runs = tmp_path_factory.mktemp("runs"), {}
+    for name, arguments in objective_command.items():
+        runs[name] = folder / name, in_process(train.main, [*arguments, f"run.dir={folder / name}"])
+    return runs
 
 
 @pytest.fixture(scope="session")

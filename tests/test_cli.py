@@ -1,12 +1,14 @@
 """What a user meets on the command line: one clear line for bad input, and no half-written run behind it."""
 
 import json
+import math
 import os
+import re
 import shutil
 import sys
 
 import pytest
-from conftest import alpaca_rows, sentences
+from conftest import OBJECTIVES, alpaca_rows, sentences
 from running import in_process, refused
 
 import finetune
@@ -127,6 +129,16 @@ def test_bad_validation_and_test_data_too(finetune_command, tmp_path, field):
     assert is_no_run(tmp_path / "run")
 
 
+def test_the_tuning_minimises_what_the_section_loss_asks_for(finetune_command, tuned, tmp_path):
+    """The same first step but for the loss: its two added terms, and λ‖θ‖² in a column of its own."""
+    def first(folder):
+        return json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1])
+
+    assert tune(finetune_command, tmp_path / "run", "loss.l2=1e-3", "loss.label_smoothing=0.2", "train.steps=1").code == 0
+    assert first(tmp_path / "run").keys() - first(tuned).keys() == {"l2", "val_loss"}
+    assert abs(first(tmp_path / "run")["loss"] - first(tuned)["loss"]) > 1e-3
+
+
 def test_over_long_raise_is_refused_and_truncation_is_counted(finetune_command, tmp_path):
     refused(tune(finetune_command, tmp_path / "run", "data.over_long=raise", "base.max_seq_len=60"), "record 2 has")
     assert is_no_run(tmp_path / "run")
@@ -195,6 +207,69 @@ def test_a_folder_that_cannot_be_written_is_one_line(pretrain_command, finetune_
     for folder in (tmp_path / "file" / "run", tmp_path / "file"):
         refused(in_process(main, [*command, f"run.dir={folder}"]), f"{folder}: the run folder cannot be written",
                 "set run.dir")
+
+
+@pytest.mark.parametrize(("changes", "needed"), [
+    (["objective.name=masked"], "encoder"), (["objective.name=span"], "encoder_decoder"),
+    (["model.architecture=encoder"], "decoder"), (["model.architecture=encoder_decoder"], "decoder"),
+    (["objective.name=masked", "model.architecture=encoder_decoder"], "encoder"),
+    (["objective.name=span", "model.architecture=encoder"], "encoder_decoder"),
+], ids=" ".join)
+def test_an_objective_on_another_architecture_is_one_line_that_names_the_right_one(pretrain_command, tmp_path, changes, needed):
+    said = refused(pretrain(pretrain_command, tmp_path / "run", *changes), "is for another architecture than model.architecture")
+    assert said.endswith(f"; set model.architecture={needed}\n")
+    assert is_no_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("name", "change", "said"), [
+    ("masked", "objective.noise_rate=0", "objective.noise_rate = 0.0: must lie strictly between 0 and 1"),
+    ("masked", "objective.keep_rate=0.95", "objective.keep_rate = 0.95: must lie in 0 … 1 − objective.random_rate"),
+    ("masked", "model.vocab_size=512", "model.vocab_size = 512: tokenizer and objective have 513 ids; set 0 or more"),
+    ("span", "model.vocab_size=611", "model.vocab_size = 611: tokenizer and objective have 612 ids; set 0 or more"),
+    ("span", "objective.mean_span=0.5", "objective.mean_span = 0.5: must be at least 1"),
+    ("span", "model.max_seq_len=3", "makes a target of 4, which does not fit the context"),
+    ("span", "train.best_by=val_accuracy", "train.best_by = 'val_accuracy': this task measures val_loss"),
+    ("masked", "loss.label_smoothing=1", "loss.label_smoothing = 1.0: must lie in 0 … 1"),
+    ("masked", "loss.l2=-1", "loss.l2 = -1.0: must not be negative"),
+    ("masked", "loss.r_drop=inf", "loss.r_drop = inf: must not be negative"),
+])
+def test_settings_that_hide_too_much_or_too_little_are_one_line(objective_command, tmp_path, name, change, said):
+    refused(in_process(train.main, [*objective_command[name], change, f"run.dir={tmp_path / 'run'}"]), said)
+    assert is_no_run(tmp_path / "run")
+
+
+def test_what_the_tuning_does_not_measure_cannot_choose_its_best(finetune_command, tmp_path):
+    refused(tune(finetune_command, tmp_path / "run", "train.best_by=val_macro_f1"),
+            "train.best_by = 'val_macro_f1': this task measures val_loss")
+    assert is_no_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_training_on_hidden_tokens_learns_shows_samples_and_leaves_a_whole_run(hiding, name):
+    folder, outcome = hiding[name]
+    assert outcome.code == 0 and outcome.err == ""
+    assert {"config.toml", "tokenizer.model", "metrics.jsonl", "tensorboard", "checkpoints"} <= set(os.listdir(folder))
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [r["step"] for r in records] == list(range(7))
+    losses = [r["val_loss"] for r in records if "val_loss" in r]
+    V = config.load(config.PretrainConfig, folder / "config.toml").model.vocab_size
+    assert V == Tokenizer.load(folder / "tokenizer.model").vocab_size + {"masked": 1, "span": 100}[name]
+    assert losses[0] == pytest.approx(math.log(V), abs=0.05) and losses[-1] < losses[0] - 0.3
+    assert f"best validation loss {min(losses):.4f} nats per hidden token" in outcome.out
+    asked, answered = outcome.out.partition("\n> ")[2].splitlines()[:2]
+    assert "⟨0⟩" in asked and len(answered) > 3
+    if name == "masked":  # all that is no mask stands in the answer as it was
+        shown = re.escape(asked).replace(re.escape(" ⟨0⟩"), ".*").replace(re.escape("⟨0⟩"), ".*")
+        assert re.fullmatch(shown, answered, re.DOTALL)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_given_texts_are_what_is_shown(objective_command, tmp_path, name):
+    outcome = in_process(train.main, [*objective_command[name], f"run.dir={tmp_path / 'run'}", "train.steps=1",
+                                      'samples.prompts=["Mira has 72 bells. Bado has 15 ropes.", "Kira", ""]'])
+    assert outcome.code == 0, outcome.err
+    shown = [line for line in outcome.out.splitlines() if line.startswith("> ")]
+    assert len(shown) == 3 and "bells" in shown[0] and shown[2] == "> "
 
 
 # ── runs that exist ──────────────────────────────────────────────────────────────────────────────
@@ -374,6 +449,17 @@ def test_a_pretraining_run_takes_no_input_and_does_not_chat(pretrained, monkeypa
     refused(module(generate.main, monkeypatch, pretrained, "x", "--input", "y"),
             "is a pretraining run, which knows no --input")
     refused(module(chat.main, monkeypatch, pretrained), "is a pretraining run and follows no instructions")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_does_not_go_on_with_a_text_is_refused_by_all_that_would_ask_it_to(hiding, finetune_command, tmp_path,
+                                                                                monkeypatch, name):
+    folder, _ = hiding[name]
+    said = f"{folder}: holds an {OBJECTIVES[name]}, which does not go on with a text; give a run with model.architecture"
+    refused(module(generate.main, monkeypatch, folder, "Mira has"), said)
+    refused(module(chat.main, monkeypatch, folder), said)
+    refused(tune(finetune_command, tmp_path / "run", f"base.run={folder}"), said)
+    assert is_no_run(tmp_path / "run")
 
 
 def test_chat_answers_line_by_line_and_a_fault_is_not_the_end(tuned, monkeypatch):

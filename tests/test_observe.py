@@ -6,7 +6,8 @@ import tiny
 import torch
 
 from minialpaca import observe
-from minialpaca.observe import CELL, attention_picture, observer
+from minialpaca.generate import generate
+from minialpaca.observe import CELL, MaskObserver, SpanObserver, attention_picture, observer, spell
 
 
 class Log:
@@ -86,3 +87,67 @@ def test_with_nothing_to_ask_nothing_is_shown():
     log = Log()
     observer(tiny.tokenizer(), [], 5, 29)(tiny.model(), log, 1)
     assert log.texts == log.images == {}
+
+
+# ── hidden parts ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_spelling_shows_what_stands_behind_the_vocabulary_by_number():
+    tokenizer = tiny.tokenizer()
+    V, ids = tokenizer.vocab_size, tokenizer.encode("The quick fox")
+    assert spell(tokenizer, ids) == "The quick fox"
+    assert spell(tokenizer, [tokenizer.bos, *ids, V, *tokenizer.encode("jumps"), V + 17, tokenizer.eos]) == "The quick fox ⟨0⟩ jumps ⟨17⟩"
+    assert spell(tokenizer, [V, *ids]) == "⟨0⟩ The quick fox" and spell(tokenizer, []) == ""
+
+
+def test_a_masks_answer_is_the_likeliest_token_in_its_place_and_the_rest_as_it_was():
+    tokenizer = tiny.tokenizer()
+    V = tokenizer.vocab_size
+    model = tiny.model(vocab_size=V + 1, architecture="encoder", init_std=0.3)
+    prompts = [[tokenizer.bos, V, *tokenizer.encode("brown fox"), V], tokenizer.encode("jumps over")]
+    watch, log = MaskObserver(tokenizer, ["one", "two"], prompts, 3), Log()
+    answers = dict(watch.answers(model))
+    with torch.no_grad():
+        best = model(torch.tensor([prompts[0]]))[0].argmax(-1).tolist()
+    assert len(set(best)) > 2
+    assert answers["one"] == spell(tokenizer, [prompts[0][0], best[1], *prompts[0][2:-1], best[-1]])
+    assert answers["two"] == "jumps over"  # nothing hidden, nothing changed
+    watch(model, log, 4)
+    assert "| one | " in log.texts["samples", 4] and ("attention", 4) in log.images
+
+
+def test_a_spans_answer_is_what_the_decoder_says_of_the_source():
+    tokenizer = tiny.tokenizer()
+    V = tokenizer.vocab_size
+    model = tiny.model(vocab_size=V + 100, architecture="encoder_decoder", init_std=0.3)
+    prompts = [[*tokenizer.encode("The quick"), V, *tokenizer.encode("fox")], tokenizer.encode("lazy dog near")]
+    watch, log = SpanObserver(tokenizer, ["one", "two"], prompts, 6), Log()
+    answers = dict(watch.answers(model))
+    for name, source in zip(("one", "two"), prompts):
+        with torch.no_grad():
+            sources = model.encode(torch.tensor([source]))
+        said, = generate(model, [[tokenizer.bos]], tokenizer.eos, 6, sources=sources)
+        assert answers[name] == spell(tokenizer, said)
+    assert answers["one"] != answers["two"]
+    watch(model, log, 4)
+    assert "| one | " in log.texts["samples", 4] and ("attention", 4) in log.images
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("kind", "architecture"), [(MaskObserver, "encoder"), (SpanObserver, "encoder_decoder")])
+def test_looking_at_hidden_parts_leaves_the_model_as_it_was(kind, architecture, training):
+    tokenizer = tiny.tokenizer()
+    model = tiny.model(vocab_size=tokenizer.vocab_size + 100, architecture=architecture, dropout=0.5).train(training)
+    watch = kind(tokenizer, ["q"], [[5, tokenizer.vocab_size, 7]], 4)
+    random = torch.get_rng_state()
+    assert watch.answers(model) == watch.answers(model)
+    watch(model, Log(), 1)
+    assert model.training is training and torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_an_encoders_picture_is_bright_on_both_sides_and_a_reading_decoders_on_one():
+    for architecture, ahead in (("encoder", True), ("encoder_decoder", False)):
+        bright = tiles(attention_picture(tiny.model(architecture=architecture), tiny.tokens(11).tolist()), 2, 6, 11)
+        future = np.triu(np.ones((11, 11), bool), 1)
+        assert (bright[:, :, future] > 0).mean() > 0.9 if ahead else (bright[:, :, future] == 0).all()

@@ -11,7 +11,7 @@ from running import in_process, own_process
 
 import finetune
 import train
-from minialpaca import checkpoint
+from minialpaca import checkpoint, trainer
 
 # Runs a script and dies by SIGKILL: at the `number`-th line of the log, or at the `number`-th file synced.
 DYING = """
@@ -53,8 +53,8 @@ def curves(folder):
             for tag in events.Tags()["scalars"] if tag != "tokens_per_s"}
 
 
-def assert_equal_runs(one: Path, other: Path):
-    assert metrics(one) == metrics(other) and [r["step"] for r in metrics(one)] == list(range(61))
+def assert_equal_runs(one: Path, other: Path, steps: int = 60):
+    assert metrics(one) == metrics(other) and [r["step"] for r in metrics(one)] == list(range(steps + 1))
     for name in ("last", "best"):
         a, b = checkpoint.find(one, name), checkpoint.find(other, name)
         assert a.name == b.name and checkpoint.read_state(a) == checkpoint.read_state(b)
@@ -134,3 +134,31 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(straight, commands
     assert in_process(main, [*arguments, f"run.dir={folder}"]).code == 0
     assert_equal_runs(straight["train"], folder)
     assert metrics(folder)[0].keys() == {"step", "val_loss"}
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["masked", "span"])
+def test_a_run_on_hidden_tokens_that_was_stopped_equals_the_one_left_alone(objective_command, tmp_path, monkeypatch, name):
+    """What is hidden, what is dropped and the two passes of R-Drop are all functions of the step."""
+    arguments = [*objective_command[name], "train.steps=12", "train.accumulation=2", "train.batch_size=2", "train.eval_every=4",
+                 "train.save_every=3", "model.dropout=0.2", "loss.r_drop=1", "loss.label_smoothing=0.1", "loss.l2=1e-4"]
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert in_process(train.main, [*arguments, f"run.dir={one}"]).code == 0
+    take = trainer.Trainer.take_step
+
+    def stopping(run):
+        if run.state["step"] == 7:
+            raise Stop
+        return take(run)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(trainer.Trainer, "take_step", stopping)
+        in_process(train.main, [*arguments, f"run.dir={other}"])
+    torch.manual_seed(99)
+    outcome = in_process(train.main, [*arguments, f"run.dir={other}"])
+    assert outcome.code == 0 and "step 6 of 12, going on" in outcome.out, outcome.err
+    assert_equal_runs(one, other, steps=12)
+    assert {"loss", "l2"} <= metrics(one)[-1].keys()

@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import spelled
 import torch
 
 from minialpaca import checkpoint, trainer
@@ -196,6 +197,96 @@ def test_a_step_without_a_supervised_token_is_refused(tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), before)) and run.state["step"] == 0
 
 
+# ── λ‖θ‖² ────────────────────────────────────────────────────────────────────────────────────────
+
+L2 = 0.03
+
+
+def with_l2(tmp_path, split=(8, 1), optim=PLAIN, l2=L2, model=None, **changes):
+    model = model or Transformer(ModelConfig(**{**vars(MODEL), **changes})).double()
+    tmp_path.mkdir(exist_ok=True)
+    return Trainer(model, Ragged(ragged(8), split[0]), optim, TrainConfig(steps=3, accumulation=split[1]), 0, tmp_path, l2=l2)
+
+
+def gradients_before_the_update(run):
+    """What clip_by_global_norm finds, by parameter."""
+    found = {}
+    run.optimizer.step = lambda: found.update((n, p.grad.clone()) for n, p in run.model.named_parameters()
+                                              if p.grad is not None)
+    record = run.take_step()
+    return found, record
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_norms_gradient_is_two_lambda_theta_once_a_step(tmp_path, split, tied):
+    """However the step is split; the tied matrix counts once, on each of its two parts."""
+    plain, _ = gradients_before_the_update(with_l2(tmp_path / "plain", l2=0.0, tie_embeddings=tied))
+    run = with_l2(tmp_path / "l2", split, tie_embeddings=tied)
+    found, record = gradients_before_the_update(run)
+    parameters = dict(run.model.named_parameters())
+    assert found.keys() == plain.keys() == parameters.keys() and ("lm_head.weight" in found) != tied
+    for name, p in parameters.items():
+        torch.testing.assert_close(found[name] - plain[name], 2 * L2 * p.detach(), rtol=1e-8, atol=1e-12)
+    norm = spelled.squared_norm([spelled.listed(p.flatten()) for p in parameters.values()])
+    assert record["l2"] == pytest.approx(L2 * norm, rel=1e-12)
+    assert norm > 8  # the gains are in it, too
+
+
+def test_the_log_has_the_loss_and_the_norm_apart(tmp_path):
+    _, plain = gradients_before_the_update(with_l2(tmp_path / "plain", l2=0.0))
+    _, record = gradients_before_the_update(with_l2(tmp_path / "l2"))
+    assert record["loss"] == plain["loss"] and record["grad_norm"] != plain["grad_norm"]
+    assert set(record) - set(plain) == {"l2"}
+
+
+def test_frozen_parameters_are_not_in_the_norm(tmp_path):
+    model = Transformer(MODEL).double()
+    frozen = [model.embed.weight, model.layers[0].attn.q_proj.weight]
+    for p in frozen:
+        p.requires_grad_(False)
+    run = with_l2(tmp_path, model=model)
+    before = [p.clone() for p in frozen]
+    record = run.take_step()
+    trained = [spelled.listed(p.flatten()) for p in Transformer(MODEL).double().parameters()]
+    without = [spelled.listed(p.flatten()) for p in before]
+    norm = spelled.squared_norm(trained) - spelled.squared_norm(without)
+    assert record["l2"] == pytest.approx(L2 * norm, rel=1e-10)
+    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(frozen, before))
+
+
+def test_the_norm_goes_through_adams_moments_and_weight_decay_does_not(tmp_path):
+    """Three steps of AdamW in loops: with λ on g + 2λθ, with decay on g alone. The two end elsewhere."""
+    for kind in ("l2", "decay"):
+        decay = 2 * L2 if kind == "decay" else 0.0
+        optim = OptimConfig(lr=0.01, schedule="constant", warmup_steps=0, clip_norm=0.0, weight_decay=decay, adam_eps=1e-3)
+        run = with_l2(tmp_path / kind, optim=optim, l2=L2 if kind == "l2" else 0.0)
+        matrix = run.model.layers[0].mlp.up_proj.weight
+        start, gradients = spelled.listed(matrix.flatten()), []
+        for _ in range(3):
+            losses = spelled_losses(run.model, ragged(8))
+            g, = torch.autograd.grad(sum(losses) / len(losses), [matrix])
+            gradients.append(spelled.listed((g + (2 * L2 * matrix.detach() if kind == "l2" else 0)).flatten()))
+            run.take_step()
+        wanted = spelled.adamw(start, gradients, [0.01] * 3, optim.beta1, optim.beta2, optim.adam_eps, decay)
+        torch.testing.assert_close(matrix.detach().flatten(), torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+        other = spelled.adamw(start, gradients, [0.01] * 3, optim.beta1, optim.beta2, optim.adam_eps, 2 * L2 - decay)
+        assert max(abs(a - b) for a, b in zip(wanted, other)) > 1e-4
+
+
+def test_without_the_norm_nothing_of_it_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "squared_norm", None)
+    assert "l2" not in with_l2(tmp_path, l2=0.0).take_step()
+
+
+def test_a_norm_that_is_no_number_stops_before_the_update(tmp_path):
+    run = with_l2(tmp_path, l2=1e308)
+    before = [p.clone() for p in run.model.parameters()]
+    with pytest.raises(UserError, match=r"^step 1: loss 2\..*gradient norm inf"):
+        run.take_step()
+    assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), before))
+
+
 # ── nothing broken reaches a weight ──────────────────────────────────────────────────────────────
 
 
@@ -286,6 +377,59 @@ def test_patience_counts_evaluations_in_a_row_without_a_better_loss(tmp_path, mo
     again = make(tmp_path, Ragged(ragged(8), 2), steps=8, eval_every=1, patience=patience)
     assert again.fit() == state  # and a stopped run stays stopped
     assert f"step {last} of 8, finished" in capsys.readouterr().out
+
+
+class Marked(Ragged):
+    """Measures accuracy, too, from a script."""
+
+    measures = ("val_loss", "val_accuracy")
+
+    def evaluate(self, model, device):
+        loss, accuracy = next(self.script)
+        return {"val_loss": loss, "val_accuracy": accuracy}
+
+
+def marked(script):
+    task = Marked(ragged(8), 2)
+    task.script = iter(script)
+    return task
+
+
+# The loss falls from beginning to end; accuracy has its best in the middle, and once more the same.
+SCRIPT = [(9, 0.1), (8, 0.5), (7, 0.4), (6, 0.7), (5, 0.7), (4, 0.6), (3, 0.2), (2, 0.3), (1, 0.6)]
+
+
+@pytest.mark.parametrize(("best_by", "best", "step"), [("val_accuracy", 0.7, 3), ("val_loss", 1, 8)])
+def test_best_is_the_highest_where_more_is_better(tmp_path, capsys, best_by, best, step):
+    state = make(tmp_path, marked(SCRIPT), steps=8, eval_every=1, best_by=best_by).fit()
+    assert state["best"] == best and checkpoint.find(tmp_path, "best").name == f"step-{step:06}"
+    assert checkpoint.find(tmp_path).name == "step-000008" and state["step"] == 8
+    assert [(r["val_loss"], r["val_accuracy"]) for r in metrics(tmp_path)] == SCRIPT
+    shown = capsys.readouterr().out
+    assert "validation loss 6.0000, accuracy 0.7000 (best)" in shown and "loss 5.0000, accuracy 0.7000" in shown
+
+
+@pytest.mark.parametrize(("best_by", "patience", "last"), [("val_accuracy", 2, 5), ("val_accuracy", 1, 2), ("val_loss", 1, 8)])
+def test_patience_counts_what_best_is_chosen_by(tmp_path, capsys, best_by, patience, last):
+    state = make(tmp_path, marked(SCRIPT), steps=8, eval_every=1, best_by=best_by, patience=patience).fit()
+    assert state["step"] == last and state["stopped_early"] == (last < 8)
+    assert ("evaluations without a better val_accuracy" in capsys.readouterr().out) == (last < 8)
+
+
+@pytest.mark.parametrize(("best_by", "values"), [("val_accuracy", [math.nan, 0.2, math.nan, 0.3]),
+                                                 ("val_loss", [math.nan, 2.0, math.nan, 1.0])])
+def test_what_is_no_number_is_never_best(tmp_path, best_by, values):
+    script = [(v, v) for v in values]
+    state = make(tmp_path, marked(script), steps=3, eval_every=1, best_by=best_by, patience=2).fit()
+    assert state["best"] == values[-1] and checkpoint.find(tmp_path, "best").name == "step-000003"
+
+
+@pytest.mark.parametrize(("task", "best_by", "measured"), [
+    (lambda: Ragged(ragged(8), 2), "val_accuracy", "val_loss"), (lambda: marked([]), "val_macro_f1", "val_loss, val_accuracy"),
+])
+def test_what_a_task_does_not_measure_cannot_choose_the_best(tmp_path, task, best_by, measured):
+    with pytest.raises(UserError, match=rf"^train.best_by = '{best_by}': this task measures {measured}$"):
+        make(tmp_path, task(), steps=1, best_by=best_by)
 
 
 def test_checkpoints_come_at_evaluations_and_every_so_many_steps(tmp_path, monkeypatch):

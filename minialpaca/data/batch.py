@@ -14,11 +14,12 @@ class OnDevice:
     """A dataclass whose tensors, and tuples of tensors, travel together."""
 
     def to(self, device: torch.device):
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)}
-        moved |= {name: tuple(t.to(device, non_blocking=True) for t in value) for name, value in values.items()
-                  if isinstance(value, tuple)}
-        return dataclasses.replace(self, **moved)
+        def moved(value):
+            if isinstance(value, tuple):
+                return tuple(map(moved, value))
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        return dataclasses.replace(self, **{f.name: moved(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which examples a batch takes: alike in length, to save padding, in an order that is a pure function of (seed, epoch)."""
+"""Which examples a batch takes: alike in length, in an order that is a pure function of (seed, epoch)."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Buckets:
         return math.ceil(len(self.lengths) / batch_size)
 
     def chosen(self, number: int, batch_size: int, seed: int) -> list[int]:
-        """The examples of the `number`-th batch of an endless sequence of epochs. Each epoch takes every example once."""
+        """Of the `number`-th batch of an endless sequence of epochs. Each epoch takes every example once."""
         epoch, position = divmod(number, self.n_batches(batch_size))
         chosen = int(permutation(self.n_batches(batch_size), seed, epoch, 1)[position])
         pool, place = divmod(chosen, self.POOL)

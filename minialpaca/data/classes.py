@@ -95,11 +95,12 @@ def _labels(path: Path, place: str, record: dict, name: str, cfg: ClassesConfig,
     wrong = [v for v in given if type(v) not in (str, int) or not is_writable(str(v))]
     if wrong:
         hint = f"; lists need {name!r} in classes.several" if isinstance(wrong[0], list) else ""
-        fault(faults, path, f"{place}: {name!r} is {json.dumps(wrong[0])[:40]} and no label (a text or a whole number){hint}")
+        fault(faults, path, f"{place}: {name!r} is {json.dumps(wrong[0])[:40]} and no label (a text or a whole number)"
+                            f"{hint}")
         return ()
     labels = tuple(dict.fromkeys(str(v).strip() for v in given))
     if "" in labels:
-        fault(faults, path, f"{place}: {name!r} is empty" if labels == ("",) else f"{place}: {name!r} has an empty label")
+        fault(faults, path, f"{place}: {name!r} {'is empty' if labels == ('',) else 'has an empty label'}")
     return labels
 
 
@@ -165,8 +166,8 @@ def _refuse_columns(path: Path, columns: list[str], cfg: ClassesConfig) -> None:
         if columns.count(name) > 1:
             raise UserError(f"{path}: has {columns.count(name)} columns {name!r}; rename the others")
         if name not in columns:
-            mend = ("name others with classes.text and classes.labels, or set classes.header=false where the first row is "
-                    "none" if cfg.header else "give numbers, or set classes.header=true where the first row names them")
+            mend = ("name others with classes.text and classes.labels, or set classes.header=false where the first row "
+                    "is none" if cfg.header else "give numbers, or set classes.header=true where the first row names them")
             raise UserError(f"{path}: there is no column {name!r} among {_names(columns)}; {mend}")
 
 
@@ -188,8 +189,8 @@ def line_pattern(path: Path, cfg: ClassesConfig) -> re.Pattern:
     """
     names, needed = _braced(cfg.lines), {*cfg.text, *cfg.labels}
     if len(set(names)) < len(names) or not needed <= set(names) or "}{" in cfg.lines:
-        raise UserError(f"{path}: a .txt needs classes.lines, the pattern of its lines, with something between the columns "
-                        f"{', '.join(f'{{{n}}}' for n in (*cfg.labels, *cfg.text))}, each once, e.g. "
+        raise UserError(f"{path}: a .txt needs classes.lines, the pattern of its lines, with something between the "
+                        f"columns {', '.join(f'{{{n}}}' for n in (*cfg.labels, *cfg.text))}, each once, e.g. "
                         f"'{{{cfg.labels[0]}}} {{{cfg.text[0]}}}'; it is {cfg.lines!r}")
     parts = re.split(r"\{[^{}]*\}", cfg.lines)
     groups = ["(.*)" if name in cfg.text else "(.*?)" for name in names]

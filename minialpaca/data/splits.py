@@ -66,7 +66,8 @@ def hold_out(texts: Texts, val_fraction: float, test_fraction: float, seed: int)
     Equal texts go to one side. In every group each class keeps a training text: the first that the draw meets.
     """
     if val_fraction + test_fraction >= 1:
-        raise UserError(f"data.val_fraction + classes.test_fraction = {val_fraction + test_fraction:g}: must be below 1")
+        raise UserError(f"data.val_fraction + classes.test_fraction = {val_fraction + test_fraction:g}: must be below "
+                        "1, so that something is left to train on")
     copies: dict[str, Texts] = defaultdict(list)
     for text in texts:
         copies[text.text].append(text)
@@ -77,8 +78,8 @@ def hold_out(texts: Texts, val_fraction: float, test_fraction: float, seed: int)
     side_of = _deal(drawn, sides, kept=_first_of_each_class(drawn))
     for side, fraction in (("validation", val_fraction), ("test", test_fraction)):
         if fraction and side not in side_of.values():
-            raise UserError(f"{side}: where each class keeps a training text none of {len(drawn)} distinct texts is left to "
-                            "hold out; give more texts, or a file for this split")
+            raise UserError(f"{side}: where each class keeps a training text none of {len(drawn)} distinct texts is left "
+                            "to hold out; give more texts, or a file for this split")
     return tuple([t for t in texts if side_of.get(t.text) == side] for side in (None, "validation", "test"))
 
 
@@ -86,7 +87,8 @@ def _quota(drawn: list[Texts], fraction: float, key: str) -> dict[tuple, int]:
     """How many of each class: the rounded fraction of the running total, so that small classes add up, too."""
     n = round(fraction * len(drawn))
     if fraction and not 0 < n < len(drawn):
-        raise UserError(f"{key} = {fraction:g}: holds out {n} of {len(drawn)} distinct texts; change it, or name a file")
+        raise UserError(f"{key} = {fraction:g}: holds out {n} of {len(drawn)} distinct texts; change it, or name a "
+                        "file")
     quota, before = {}, 0
     sizes: dict[tuple, int] = defaultdict(int)
     for equal in drawn:

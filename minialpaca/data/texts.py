@@ -38,27 +38,29 @@ class Group:
 
 
 def label_groups(texts: Sequence[LabelledText], cfg: ClassesConfig) -> tuple[Group, ...]:
-    """The groups and their classes as the training texts have them; whole numbers in their order, other names by letters."""
+    """The groups and their classes as the training texts have them: numbers in their order, other names by letters."""
     groups = []
     for j, name in enumerate(cfg.labels):
         found = {label for text in texts for label in text.labels[j]}
         least = 1 if name in cfg.several else 2
         if len(found) < least:
-            raise UserError(f"label group {name!r}: the training texts have {len(found)} class{'es' * (len(found) != 1)}"
-                            f"{''.join(f' ({c!r})' for c in found)} where at least {least} can be told apart; give more data")
-        is_number = all(label.isdecimal() for label in found)
-        groups.append(Group(name, tuple(sorted(found, key=lambda c: (int(c) if is_number else 0, c))), name in cfg.several))
+            raise UserError(f"label group {name!r}: the training texts have {len(found)} class{'es'[:2 * (not found)]}"
+                            f"{''.join(f' ({c!r})' for c in found)} where at least {least} can be told apart; give more")
+        by_number = all(label.isdecimal() for label in found)
+        classes = sorted(found, key=lambda label: (int(label) if by_number else 0, label))
+        groups.append(Group(name, tuple(classes), name in cfg.several))
     return tuple(groups)
 
 
 def refuse_unknown(texts: Sequence[LabelledText], groups: Sequence[Group], split: str) -> None:
     """A class that was never trained cannot be told; the first ten such labels are named."""
-    unknown = [f"{text.place}: {label!r} of {group.name!r}" for text in texts for group, labels in zip(groups, text.labels)
-               for label in labels if label not in group.classes]
+    unknown = [f"{text.place}: {label!r} of {group.name!r}" for text in texts
+               for group, labels in zip(groups, text.labels) for label in labels if label not in group.classes]
     if unknown:
         more = f"; and {len(unknown) - SHOWN_FAULTS} more" if len(unknown) > SHOWN_FAULTS else ""
-        raise UserError(f"{split}: {len(unknown)} label{'s are' if len(unknown) > 1 else ' is'} not in the training set: "
-                        f"{'; '.join(unknown[:SHOWN_FAULTS])}{more}; add training texts of these classes, or take them out")
+        raise UserError(f"{split}: {len(unknown)} label{'s are' if len(unknown) > 1 else ' is'} not in the training "
+                        f"set: {'; '.join(unknown[:SHOWN_FAULTS])}{more}; add training texts of these classes, or take "
+                        "them out")
 
 
 # ── ids ──────────────────────────────────────────────────────────────────────────────────────────
@@ -80,8 +82,8 @@ class TextExamples:
         cut = [text for text, (_, is_cut) in zip(texts, encoded) if is_cut]
         if cut and over_long == "raise":
             shown = "; ".join(text.place for text in cut[:SHOWN_FAULTS])
-            raise UserError(f"{name}: {len(cut)} texts do not fit the context of {context} tokens: {shown}; shorten them, "
-                            "lengthen the context (base.max_seq_len), or set classes.over_long=truncate")
+            raise UserError(f"{name}: {len(cut)} texts do not fit the context of {context} tokens: {shown}; shorten "
+                            "them, lengthen the context (base.max_seq_len), or set classes.over_long=truncate")
         self.ids = [ids for ids, _ in encoded]
         self.members = [group.membership(text.labels[j] for text in texts) for j, group in enumerate(groups)]
         self.targets = [group.targets(member) for group, member in zip(groups, self.members)]
@@ -97,8 +99,8 @@ class TextExamples:
 
     def describe(self, name: str, context: int, n_cut: int) -> str:
         lengths = sorted(map(len, self.ids))
-        lines = [f"{name}: {len(lengths):,} texts, {lengths[0]} to {lengths[-1]} tokens (median {lengths[len(lengths) // 2]}), "
-                 f"{n_cut} truncated to {context}"]
+        lines = [f"{name}: {len(lengths):,} texts, {lengths[0]} to {lengths[-1]} tokens "
+                 f"(median {lengths[len(lengths) // 2]}), {n_cut} truncated to {context}"]
         for group, member in zip(self.groups, self.members):
             sizes = sorted(zip(member.sum(0).tolist(), group.classes), key=lambda pair: -pair[0])
             shown = ", ".join(f"{label} {n:,}" for n, label in sizes[:12])
@@ -113,10 +115,13 @@ class TextExamples:
         return self.collate(self.buckets.chosen(number, batch_size, seed))
 
     def by_length(self, batch_size: int, n_batches: int = 0) -> list[list[int]]:
-        """All texts in batches of numbers, the shortest first; or `n_batches` · `batch_size` of them, always the same."""
+        """All texts in batches of numbers, the shortest first; or `n_batches` · `batch_size` of them, always the same.
+
+        These are drawn, because files may be sorted by class.
+        """
         n = len(self.ids)
-        drawn = permutation(n, 0, 0, 6)[:n_batches * batch_size].tolist() if n_batches else range(n)  # files may be sorted
-        return self.buckets.by_length(drawn, batch_size)
+        taken = permutation(n, 0, 0, 6)[:n_batches * batch_size].tolist() if n_batches else range(n)
+        return self.buckets.by_length(taken, batch_size)
 
     def collate(self, chosen: Sequence[int]) -> LabelBatch:
         tokens_BT, real_BT = fill_right([self.ids[i] for i in chosen], self.pad)

@@ -36,8 +36,10 @@ class Classification(Task):
         refuse_unknown(splits.val, self.groups, "validation")
         refuse_unknown(splits.test, self.groups, "test")
 
+        context, over_long = settings.model.max_seq_len, settings.classes.over_long
+
         def examples(texts, name):
-            return TextExamples(texts, self.groups, tokenizer, settings.model.max_seq_len, settings.classes.over_long, name)
+            return TextExamples(texts, self.groups, tokenizer, context, over_long, name)
 
         self.train = examples(splits.train, "training")
         self.val = self.train if splits.val is splits.train else examples(splits.val, "validation")
@@ -56,12 +58,16 @@ class Classification(Task):
 
     def loss_sum(self, model: nn.Module, batch: LabelBatch) -> Tensor:
         """Σ_i Σ_j L_j(y_ij, ŷ_ij)   [finetune.1]; the trainer divides by the step's number of texts N."""
-        return regularised_groups_sum(lambda: model(batch.tokens_BT, batch.real_BT), batch.labels, self.loss, model.training)
+        def logits() -> list[Tensor]:
+            return model(batch.tokens_BT, batch.real_BT)
+
+        return regularised_groups_sum(logits, batch.labels, self.loss, model.training)
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Loss per text, and accuracy and macro-F1: their means over the groups, and where there are several, of each."""
+        """Loss per text, accuracy and macro-F1: their means over the groups, and where these are several, of each."""
         self.judged = judge(model, self.val, device, self.batch_size, self.eval_batches)
-        marks = [(accuracy(right, told), macro_f1(class_marks(right, told).f1_C)) for right, told in truths(self.val, self.judged)]
+        marks = [(accuracy(right, told), macro_f1(class_marks(right, told).f1_C))
+                 for right, told in truths(self.val, self.judged)]
         measured = {"val_loss": self.judged.loss, "val_accuracy": sum(a for a, _ in marks) / len(marks),
                     "val_macro_f1": sum(f for _, f in marks) / len(marks)}
         if len(marks) > 1:
@@ -71,7 +77,8 @@ class Classification(Task):
 
 
 @torch.no_grad()
-def judge(model: nn.Module, examples: TextExamples, device: torch.device, batch_size: int, n_batches: int = 0) -> Judged:
+def judge(model: nn.Module, examples: TextExamples, device: torch.device, batch_size: int,
+          n_batches: int = 0) -> Judged:
     """What the model says, whatever the batch size: a text's logits depend on no neighbour."""
     batches = examples.by_length(batch_size, n_batches)
     total, rows = 0.0, []
@@ -82,7 +89,8 @@ def judge(model: nn.Module, examples: TextExamples, device: torch.device, batch_
         rows.append([probabilities(group, z) for group, z in zip(examples.groups, logits)])
     numbers = torch.tensor([i for chosen in batches for i in chosen])
     in_order = numbers.argsort()
-    return Judged(numbers[in_order].tolist(), [torch.cat(parts)[in_order] for parts in zip(*rows)], total / len(numbers))
+    found = [torch.cat(parts)[in_order] for parts in zip(*rows)]
+    return Judged(numbers[in_order].tolist(), found, total / len(numbers))
 
 
 def probabilities(group: Group, logits_BC: Tensor) -> Tensor:
@@ -99,14 +107,16 @@ def said(group: Group, probabilities_NC: Tensor) -> Tensor:
 
 def truths(examples: TextExamples, judged: Judged) -> list[tuple[Tensor, Tensor]]:
     """(right, said) of each group, both (N, C)."""
-    return [(member[judged.numbers], said(group, p)) for group, member, p in zip(examples.groups, examples.members, judged.probabilities)]
+    return [(member[judged.numbers], said(group, p))
+            for group, member, p in zip(examples.groups, examples.members, judged.probabilities)]
 
 
 def pooling_of(settings: FinetuneConfig) -> str:
     """`auto` is the last token where attention looks back, and the mean where it looks both ways."""
     is_encoder = settings.model.architecture == "encoder"
     if settings.classes.pooling == "first" and not is_encoder:
-        raise UserError("classes.pooling = 'first': a decoder's first token has seen nothing of the text; use last or mean")
+        raise UserError("classes.pooling = 'first': a decoder's first token has seen nothing of the text; use last or "
+                        "mean")
     return {"auto": "mean" if is_encoder else "last"}.get(settings.classes.pooling, settings.classes.pooling)
 
 
@@ -118,6 +128,7 @@ def refuse_meaningless(settings: FinetuneConfig) -> None:
         raise UserError(f"loss.r_drop = {loss.r_drop}: is defined for single-label groups; set it to 0, or take "
                         f"{', '.join(classes.several)} out of classes.several")
     if loss.label_smoothing and set(classes.several) == set(classes.labels):
-        raise UserError(f"loss.label_smoothing = {loss.label_smoothing}: is for single-label groups, and there is none; set it to 0")
+        raise UserError(f"loss.label_smoothing = {loss.label_smoothing}: is for single-label groups, and there is none; "
+                        "set it to 0")
     if settings.model.max_seq_len < 3:
         raise UserError(f"base.max_seq_len = {settings.model.max_seq_len}: <s> text </s> need at least 3 tokens")

@@ -99,18 +99,9 @@ class SpanCorruption(CorpusTask):
     """The hidden stretches, said by a decoder that attends to an encoder's view of the rest."""
 
     def __init__(self, settings: PretrainConfig, tokenizer: Tokenizer, folder: Path):
-        self.refuse_long_targets(settings)
+        refuse_long_targets(settings)
         super().__init__(settings, tokenizer, folder)
         self.vocabulary = noise.Vocabulary.of(tokenizer)
-
-    def refuse_long_targets(self, settings: PretrainConfig) -> None:
-        """What the decoder reads: <s>, each stretch behind its sentinel, and the last sentinel."""
-        context, how = settings.model.max_seq_len, settings.objective
-        hidden, stretches = noise.span_counts(max(2, context), how.noise_rate, how.mean_span)
-        if hidden + stretches + 2 > context:
-            raise UserError(f"objective.noise_rate = {how.noise_rate}: what is hidden of model.max_seq_len = {context} tokens "
-                            f"makes a target of {hidden + stretches + 2}, which does not fit the context; hide less or in "
-                            "longer stretches (objective.mean_span), or raise model.max_seq_len")
 
     def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> SourceBatch:
         return collate_sources([self.corrupt(ids[:-1], *key) for ids, key in zip(rows, keys)], self.tokenizer.pad)
@@ -121,6 +112,16 @@ class SpanCorruption(CorpusTask):
 
     def loss_sum(self, model: nn.Module, batch: SourceBatch) -> Tensor:
         return source_loss(model, batch, self.loss)
+
+
+def refuse_long_targets(settings: PretrainConfig) -> None:
+    """What the decoder reads: <s>, each stretch behind its sentinel, and the last sentinel."""
+    context, how = settings.model.max_seq_len, settings.objective
+    hidden, stretches = noise.span_counts(max(2, context), how.noise_rate, how.mean_span)
+    if hidden + stretches + 2 > context:
+        raise UserError(f"objective.noise_rate = {how.noise_rate}: what is hidden of model.max_seq_len = {context} tokens "
+                        f"makes a target of {hidden + stretches + 2}, which does not fit the context; hide less or in "
+                        "longer stretches (objective.mean_span), or raise model.max_seq_len")
 
 
 def masked_loss(model: nn.Module, batch: MaskedBatch, how: LossConfig) -> Tensor:

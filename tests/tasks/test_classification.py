@@ -174,6 +174,9 @@ def test_a_limited_evaluation_takes_texts_from_everywhere_and_always_the_same(so
     first = task.evaluate(model, torch.device("cpu"))
     numbers = task.judged.numbers
     assert len(numbers) == 6 and numbers == sorted(numbers) and max(numbers) > 6
+    for j, (right, _) in enumerate(classification.truths(task.val, task.judged)):
+        names = [{c for c, yes in zip(task.groups[j].classes, row) if yes} for row in right.tolist()]
+        assert names == [set(task.val.texts[i].labels[j]) for i in numbers]
     assert task.evaluate(model, torch.device("cpu")) == first and task.judged.numbers == numbers
 
 
