@@ -138,6 +138,16 @@ def test_the_best_weights_are_the_ones_that_are_marked(labelled):
                                    rtol=0, atol=1e-6)
 
 
+def test_the_last_weights_are_not_the_ones_that_are_marked(command, tmp_path):
+    outcome = tune(command, tmp_path / "run", "optim.lr=3", "optim.warmup_steps=0", "train.best_by=val_loss", "train.steps=2")
+    assert outcome.code == 0 and checkpoint.find(tmp_path / "run", "best").name == "step-000000"
+    kept = [list(r["probabilities"]["mood"].values()) for r in records(tmp_path / "run" / "test_predictions.jsonl")]
+    best, last = (classify.load_labeller(tmp_path / "run", which)([text for text, _, _ in rows(20, seed=1)])[0]
+                  for which in ("best", "last"))
+    kept = torch.tensor(kept, dtype=torch.float64)
+    assert (kept - best).abs().max() < 1e-6 and (kept - last).abs().max() > 0.1
+
+
 def test_tensorboard_shows_classes_and_confusion(labelled):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -167,7 +167,7 @@ def _refuse_columns(path: Path, columns: list[str], cfg: ClassesConfig) -> None:
             raise UserError(f"{path}: has {columns.count(name)} columns {name!r}; rename the others")
         if name not in columns:
             mend = ("name others with classes.text and classes.labels, or set classes.header=false where the first row "
-                    "is none" if cfg.header else "give numbers, or set classes.header=true where the first row names them")
+                    "is none" if cfg.header else "give numbers, or set classes.header=true where the first row is one")
             raise UserError(f"{path}: there is no column {name!r} among {_names(columns)}; {mend}")
 
 

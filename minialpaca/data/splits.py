@@ -78,8 +78,8 @@ def hold_out(texts: Texts, val_fraction: float, test_fraction: float, seed: int)
     side_of = _deal(drawn, sides, kept=_first_of_each_class(drawn))
     for side, fraction in (("validation", val_fraction), ("test", test_fraction)):
         if fraction and side not in side_of.values():
-            raise UserError(f"{side}: where each class keeps a training text none of {len(drawn)} distinct texts is left "
-                            "to hold out; give more texts, or a file for this split")
+            raise UserError(f"{side}: where each class keeps a training text none of {len(drawn)} distinct texts is "
+                            "left to hold out; give more texts, or a file for this split")
     return tuple([t for t in texts if side_of.get(t.text) == side] for side in (None, "validation", "test"))
 
 

@@ -45,7 +45,7 @@ def label_groups(texts: Sequence[LabelledText], cfg: ClassesConfig) -> tuple[Gro
         least = 1 if name in cfg.several else 2
         if len(found) < least:
             raise UserError(f"label group {name!r}: the training texts have {len(found)} class{'es'[:2 * (not found)]}"
-                            f"{''.join(f' ({c!r})' for c in found)} where at least {least} can be told apart; give more")
+                            f"{''.join(f' ({c!r})' for c in found)} where at least {least} are needed; give more")
         by_number = all(label.isdecimal() for label in found)
         classes = sorted(found, key=lambda label: (int(label) if by_number else 0, label))
         groups.append(Group(name, tuple(classes), name in cfg.several))

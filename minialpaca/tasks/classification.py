@@ -128,7 +128,7 @@ def refuse_meaningless(settings: FinetuneConfig) -> None:
         raise UserError(f"loss.r_drop = {loss.r_drop}: is defined for single-label groups; set it to 0, or take "
                         f"{', '.join(classes.several)} out of classes.several")
     if loss.label_smoothing and set(classes.several) == set(classes.labels):
-        raise UserError(f"loss.label_smoothing = {loss.label_smoothing}: is for single-label groups, and there is none; "
+        raise UserError(f"loss.label_smoothing = {loss.label_smoothing}: is for single-label groups; there is none, "
                         "set it to 0")
     if settings.model.max_seq_len < 3:
         raise UserError(f"base.max_seq_len = {settings.model.max_seq_len}: <s> text </s> need at least 3 tokens")
