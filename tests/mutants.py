@@ -283,25 +283,29 @@ of("objectives:squared_norm",
 
 # ── classes ──────────────────────────────────────────────────────────────────────────────────────
 
-of("objectives:regularised_groups_sum", "tasks/test_classification.py::test_r_drop_is_half_of_both_losses_and_their_divergence",
+of("objectives:regularised_groups_sum",
+   "tasks/test_classification.py::test_r_drop_is_half_of_both_losses_and_their_divergence",
    ("forward(), forward()", "*[forward()] * 2"),
    ("how.r_drop, how.label_smoothing", "how.r_drop"),
    ("labels, how.label_smoothing)", "labels)", "test_evaluation_knows_no_regulariser"),
    ("if not training", "if False", "test_evaluation_knows_no_regulariser"))
 
-of("tasks.classification:Classification.loss_sum", "tasks/test_classification.py::test_the_gradient_of_a_step_is_the_loops",
+of("tasks.classification:Classification.loss_sum",
+   "tasks/test_classification.py::test_the_gradient_of_a_step_is_the_loops",
    ("batch.labels,", "batch.labels[::-1],"),
    ("batch.real_BT)", "torch.ones_like(batch.real_BT))"),
    ("batch.labels, self.loss, model.training)", "batch.labels, self.loss, model.training) / len(batch.labels)"),
    ("batch.labels, self.loss, model.training)", "batch.labels, self.loss, model.training) / batch.n_supervised"))
 
-of("tasks.classification:judge", "tasks/test_classification.py::test_measures_do_not_depend_on_batch_size_padding_side_or_order",
+of("tasks.classification:judge",
+   "tasks/test_classification.py::test_measures_do_not_depend_on_batch_size_padding_side_or_order",
    ("total / len(numbers)", "total / len(batches)"),
    ("torch.cat(parts)[in_order]", "torch.cat(parts)"),
    ("numbers[in_order]", "numbers"),
    ("label_groups_sum(logits, batch.labels)", "label_groups_sum(logits, batch.labels) / len(chosen)"))
 
-of("tasks.classification:said", "tasks/test_classification.py::test_of_equals_the_first_class_is_said_and_of_several_none_at_one_half",
+of("tasks.classification:said",
+   "tasks/test_classification.py::test_of_equals_the_first_class_is_said_and_of_several_none_at_one_half",
    ("> 0.5", ">= 0.5"),
    ("if group.several", "if not group.several"),
    (".argmax(", ".argmin("))

@@ -10,7 +10,7 @@ from minialpaca.heads import Classifier, backbone_weights, pool
 from minialpaca.optim import roles
 
 WAYS = [("decoder", "last"), ("decoder", "mean"), ("encoder", "first"), ("encoder", "mean"), ("encoder", "last")]
-REAL = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 1]], dtype=torch.bool)
+REAL = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 1]]).bool()
 
 
 def classifier(architecture="decoder", pooling="last", n_classes=(3, 5), seed=0, **changes) -> Classifier:
@@ -41,7 +41,8 @@ def test_what_stands_on_padding_does_not_matter_even_where_it_is_no_number(how):
     spoilt = hidden.masked_fill(~REAL[..., None], float("nan"))
     torch.testing.assert_close(pool(spoilt, REAL, how), pool(hidden, REAL, how), rtol=0, atol=0)
     pool(hidden, REAL, how).square().sum().backward()
-    assert (hidden.grad[~REAL] == 0).all() and hidden.grad.isfinite().all() and (hidden.grad[1, :1].abs().sum() > 0) == (how != "last")
+    assert (hidden.grad[~REAL] == 0).all() and hidden.grad.isfinite().all()
+    assert bool(hidden.grad[1, 0].any()) == (how != "last")
 
 
 def test_an_unknown_pooling_is_refused():
@@ -84,8 +85,8 @@ def test_a_head_is_the_pooled_state_times_its_matrix(architecture, how):
     tokens_BT, real_BT = tiny.tokens(3, 5), REAL[:3]
     hidden = listed(model.backbone.hidden(tokens_BT, real_BT))
     for head, z_BC in zip(model.heads, model(tokens_BT, real_BT)):
-        expected = [[y + b for y, b in zip(spelled.times(listed(head.weight), spelled.pooled(h, r, how)), listed(head.bias))]
-                    for h, r in zip(hidden, real_BT.tolist())]
+        pooled = [spelled.pooled(h, r, how) for h, r in zip(hidden, real_BT.tolist())]
+        expected = [[y + b for y, b in zip(spelled.times(listed(head.weight), h), listed(head.bias))] for h in pooled]
         torch.testing.assert_close(z_BC, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 

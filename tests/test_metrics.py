@@ -51,7 +51,8 @@ def test_marks_by_pencil():
 
 def test_precision_and_recall_are_not_each_other():
     marks = class_marks(truths([{0}, {0}, {0}, {1}], 2), truths([{0}, {1}, {1}, {1}], 2))
-    assert marks.precision_C.tolist() == pytest.approx([1, 1 / 3]) and marks.recall_C.tolist() == pytest.approx([1 / 3, 1])
+    assert marks.precision_C.tolist() == pytest.approx([1, 1 / 3])
+    assert marks.recall_C.tolist() == pytest.approx([1 / 3, 1])
     assert marks.f1_C.tolist() == pytest.approx([1 / 2, 1 / 2])
 
 

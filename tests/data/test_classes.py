@@ -13,7 +13,8 @@ from minialpaca.errors import UserError
 ONE = ClassesConfig(lines="{label} {text}")
 TWO = ClassesConfig(labels=("mood", "topic"), lines="{mood}|{topic}|{text}")
 TABLE = 'mood,id,topic,text\ngood,1,food,Fine soup.\nbad,2,inn,"A ""cold"", loud\nroom."\n\ngood,3,inn, Warm. \n'
-TEXTS = [LabelledText("Fine soup.", (("good",), ("food",))), LabelledText('A "cold", loud\nroom.', (("bad",), ("inn",))),
+TEXTS = [LabelledText("Fine soup.", (("good",), ("food",))),
+         LabelledText('A "cold", loud\nroom.', (("bad",), ("inn",))),
          LabelledText("Warm.", (("good",), ("inn",)))]
 
 
@@ -116,7 +117,8 @@ def test_several_labels_of_one_group(tmp_path):
     path = written(tmp_path / "a.csv", "mood,topic,text\ngood,food | inn|food,a\nbad,,b\n")
     assert [t.labels for t in read(path, several)] == [(("good",), ("food", "inn")), (("bad",), ())]
     path = written(tmp_path / "a.jsonl", '{"mood": "good", "topic": ["food", 7], "text": "a"}\n'
-                                         '{"mood": "bad", "topic": [], "text": "b"}\n{"mood": "bad", "topic": "x|y", "text": "c"}')
+                                         '{"mood": "bad", "topic": [], "text": "b"}\n'
+                                         '{"mood": "bad", "topic": "x|y", "text": "c"}')
     assert [t.labels[1] for t in read(path, several)] == [("food", "7"), (), ("x", "y")]
 
 
@@ -133,11 +135,11 @@ def test_any_encoding_is_read_when_it_is_named(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("content, encoding, said", [
-    ("1 a\n0 café\n".encode("windows-1252"), "utf-8", "line 2: is not UTF-8 (invalid continuation byte); set classes.encoding, "
-                                                       "e.g. windows-1252"),
+    ("1 a\n0 café\n".encode("windows-1252"), "utf-8",
+     "line 2: is not UTF-8 (invalid continuation byte); set classes.encoding, e.g. windows-1252"),
     (b"1 a\n0 \x81\n", "windows-1252", "line 2: is not WINDOWS-1252 "),
-    ("\ufeff1 a\n".encode(), "windows-1252", "line 1: begins with UTF-8's byte-order mark, so it is not WINDOWS-1252; set "
-                                             "classes.encoding=utf-8"),
+    ("\ufeff1 a\n".encode(), "windows-1252",
+     "line 1: begins with UTF-8's byte-order mark, so it is not WINDOWS-1252; set classes.encoding=utf-8"),
     ("1 a\n0 b\n".encode("utf-16-le") + b"\x00\xd8a\x00", "utf-16-le", "line 3: is not UTF-16-LE "),
     ("1 a\n".encode("utf-16"), "utf-8", "line 1: is not UTF-8"),
 ])
@@ -153,19 +155,23 @@ FAULTS = {
     "empty label": ("a.csv", "text,label\na,1\nb,\n", "row 3: 'label' is empty"),
     "too few cells": ("a.csv", "text,label\na,1\nb\n", "row 3: has 1 cells where the first row has 2"),
     "too many cells": ("a.csv", "text,label\na, b,1\n", "row 2: has 3 cells where the first row has 2"),
-    "no such column": ("a.csv", "text,class\na,1\n", "there is no column 'label' among 'text', 'class'; name others with classes."
-                                                     "text and classes.labels, or set classes.header=false"),
+    "no such column": ("a.csv", "text,class\na,1\n",
+                       "there is no column 'label' among 'text', 'class'; name others with classes.text and "
+                       "classes.labels, or set classes.header=false"),
     "twice the column": ("a.csv", "text,label,text\na,1,b\n", "has 2 columns 'text'"),
     "an open quote": ("a.csv", 'text,label\n"a,1\nb,0\n', "is no row of a table (unexpected end of data)"),
     "only a header": ("a.csv", "text,label\n", "holds no labelled texts"),
     "broken JSON": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "line 2: is no JSON"),
     "a broken array": ("a.json", '[{"text": "a", "label": 1},]', "is no JSON"),
     "no object": ("a.jsonl", "[1]\n", "line 1: is no JSON object"),
-    "missing field": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: there is no column 'label' among 'text'"),
-    "text missing": ("a.jsonl", '{"body": "a", "label": 1}\n', "line 1: there is no column 'text' among 'body', 'label'"),
+    "missing field": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n',
+                      "line 2: there is no column 'label' among 'text'"),
+    "text missing": ("a.jsonl", '{"body": "a", "label": 1}\n',
+                     "line 1: there is no column 'text' among 'body', 'label'"),
     "no text": ("a.jsonl", '{"text": 7, "label": 1}\n', "line 1: 'text' is 7 and no text"),
     "no label": ("a.jsonl", '{"text": "a", "label": null}\n', "line 1: 'label' is null and no label"),
-    "half a number": ("a.jsonl", '{"text": "a", "label": 0.5}\n', "line 1: 'label' is 0.5 and no label (a text or a whole number)"),
+    "half a number": ("a.jsonl", '{"text": "a", "label": 0.5}\n',
+                      "line 1: 'label' is 0.5 and no label (a text or a whole number)"),
     "a truth": ("a.jsonl", '{"text": "a", "label": true}\n', "line 1: 'label' is true and no label"),
     "a list": ("a.jsonl", '{"text": "a", "label": ["x"]}\n', "lists need 'label' in classes.several"),
     "half a surrogate": ("a.jsonl", '{"text": "\\ud800", "label": 1}\n', "line 1: 'text' holds half a surrogate pair"),
@@ -184,12 +190,14 @@ def test_what_is_not_understood_is_named_with_file_and_row(tmp_path, name, conte
 
 def test_the_first_ten_faults_are_named_and_the_others_counted(tmp_path):
     path = written(tmp_path / "a.csv", "text,label\n" + ",1\n" * 13 + "a,1\n")
-    message = refusal(lambda: read(path), f"{path}: 13 bad records: row 2: the text is empty; row 3: ", "row 11: ", "; and 3 more. ")
+    message = refusal(lambda: read(path), f"{path}: 13 bad records: row 2: the text is empty; row 3: ",
+                      "row 11: ", "; and 3 more. ")
     assert "row 12" not in message
 
 
 def test_m_heads_need_m_labels(tmp_path):
-    path = written(tmp_path / "a.jsonl", '{"text": "a", "mood": "good", "topic": "food"}\n{"text": "b", "mood": "bad"}\n')
+    path = written(tmp_path / "a.jsonl", '{"text": "a", "mood": "good", "topic": "food"}\n'
+                                         '{"text": "b", "mood": "bad"}\n')
     refusal(lambda: read(path, TWO), f"{path}: 1 bad record: line 2: there is no column 'topic' among 'text', 'mood'")
     path = written(tmp_path / "a.csv", "text,mood\na,good\n")
     refusal(lambda: read(path, TWO), f"{path}: there is no column 'topic'")
@@ -215,13 +223,14 @@ def test_numbered_columns_need_numbers(tmp_path):
 
 @pytest.mark.parametrize("change, said", [
     ({"text": ("a",), "labels": ("a",)}, "classes.text"), ({"labels": ()}, "classes.labels"),
-    ({"labels": ("a", "a")}, "each once"), ({"several": ("x",)}, "classes.several"), ({"encoding": "klingon"}, "no encoding"),
-    ({"pooling": "max"}, "classes.pooling"), ({"separator": ""}, "classes.separator"), ({"test_fraction": 1.0}, "classes.test_fraction"),
+    ({"labels": ("a", "a")}, "each once"), ({"several": ("x",)}, "classes.several"),
+    ({"encoding": "klingon"}, "no encoding"), ({"pooling": "max"}, "classes.pooling"),
+    ({"separator": ""}, "classes.separator"), ({"test_fraction": 1.0}, "classes.test_fraction"),
 ])
 def test_impossible_settings_are_refused(change, said):
     refusal(lambda: ClassesConfig(**change), said)
 
 
 def test_a_line_pattern_is_no_regular_expression(tmp_path):
-    assert line_pattern(tmp_path, dataclasses.replace(ONE, lines="{label}.*{text}")).fullmatch("a.*b").groups() == ("a", "b")
-    assert not line_pattern(tmp_path, dataclasses.replace(ONE, lines="{label}.*{text}")).fullmatch("aXXb")
+    pattern = line_pattern(tmp_path, dataclasses.replace(ONE, lines="{label}.*{text}"))
+    assert pattern.fullmatch("a.*b").groups() == ("a", "b") and not pattern.fullmatch("aXXb")
