@@ -1,8 +1,9 @@
-"""Fine-tune: a pretrained run → instruction data → an assistant, its marks and sample answers.
+"""Fine-tune: a pretrained run → instructions or labelled texts → an assistant or a classifier, and its marks.
 
     python finetune.py                                the built-in world (configs/alpaca.toml)
     python finetune.py data.source=alpaca.json base.run=runs/pretrain run.dir=runs/mine
     python finetune.py base.weights=random run.dir=runs/scratch      what was pretraining worth?
+    python finetune.py configs/classify.toml          the world's reviews, labelled
 
 The same command again continues a run that was stopped.
 """
@@ -12,7 +13,9 @@ import math
 import sys
 from pathlib import Path
 
-from minialpaca import checkpoint, run, scripts
+import torch
+
+from minialpaca import checkpoint, classify, run, scripts
 from minialpaca.config import FinetuneConfig, ModelConfig, PretrainConfig
 from minialpaca.data import world
 from minialpaca.data.instructions import prompt_ids
@@ -20,7 +23,9 @@ from minialpaca.errors import UserError, command
 from minialpaca.evaluate import answer_rows, write_marks
 from minialpaca.log import table
 from minialpaca.model import Transformer
-from minialpaca.observe import observer
+from minialpaca.observe import Observer, observer
+from minialpaca.report import ClassObserver, class_table, write_class_marks
+from minialpaca.tasks.classification import Classification, judge, truths
 from minialpaca.tasks.instruction import Instruction
 from minialpaca.tokenizer import Tokenizer
 from minialpaca.trainer import Trainer
@@ -31,37 +36,41 @@ def main(arguments: list[str]) -> None:
     settings = scripts.parse(FinetuneConfig, "configs/alpaca.toml", __doc__, arguments)
     device = run.pick_device(settings.run.device)
     settings, base_settings = with_base_model(settings)
-    base_folder = Path(settings.base.run)
-    tokenizer = Tokenizer.load(base_folder / run.TOKENIZER)
+    tokenizer = Tokenizer.load(Path(settings.base.run) / run.TOKENIZER)
     refuse_other_world(settings, base_settings)
-    folder = Path(settings.run.dir)
+    folder, labels = Path(settings.run.dir), settings.task.name == "classification"
     with run.opened(folder, settings.run.resume):
         run.refuse_other_recipe(folder, settings, tokenizer)
-        task = Instruction(settings, tokenizer)
-        model = base_model(settings, base_folder, isinstance(base_settings, PretrainConfig), tokenizer).to(device)
-        watch = observer(tokenizer, questions(settings, task, tokenizer), settings.samples.max_new_tokens,
-                         settings.model.max_seq_len)
+        task = Classification(settings, tokenizer) if labels else Instruction(settings, tokenizer)
+        model = base_model(settings, isinstance(base_settings, PretrainConfig), tokenizer)
+        model = (classify.classifier(settings, model, task.groups) if labels else model).to(device)
+        watch = ClassObserver(task) if labels else questioner(settings, task, tokenizer)
         trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2)
+        if labels:
+            classify.keep_labels(folder, task.groups)
         run.keep(folder, settings, tokenizer)
         scripts.show_settings(settings)
 
         scripts.show_parameters(model, device)
-        state = trainer.fit()
+        best = trainer.fit()["best"]
+        if labels:
+            show_labels(settings, task, folder, best, device)
+        else:
+            show_assistant(task, folder, best, device, watch)
 
-        best = state["best"]
-        print(f"\nbest validation loss {best:.4f} nats per response token: perplexity {math.exp(min(best, 700)):,.2f}")
-        best_model, _ = run.load(folder, "best", device)
-        if task.test_rows:
-            mark(best_model, tokenizer, task, folder)
-        scripts.show_answers(watch.answers(best_model))
-    print(f"\n{folder} holds the run; talk to it: python -m minialpaca.chat {folder}")
+
+# ── the base ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainConfig | FinetuneConfig]:
     """`model` filled in from the base run, with this run's dropout and context."""
     asked = settings.model
     base_settings = run.settings_of(Path(settings.base.run))
-    run.refuse_speechless(base_settings, settings.base.run)
+    if settings.task.name == "instruction":
+        run.refuse_speechless(base_settings, settings.base.run)
+    elif base_settings.model.architecture == "encoder_decoder":
+        raise UserError(f"{settings.base.run}: holds an encoder_decoder, which has no head for classes; give a run "
+                        "with model.architecture = decoder or encoder")
     model = dataclasses.replace(base_settings.model, dropout=settings.base.dropout,
                                 max_seq_len=settings.base.max_seq_len or base_settings.model.max_seq_len)
     if asked not in (ModelConfig(), model):
@@ -78,16 +87,24 @@ def refuse_other_world(settings: FinetuneConfig, base_settings) -> None:
                         f"{', '.join(base_settings.data.source)}; set data.source={told[0] if told else 'to files of yours'}")
 
 
-def base_model(settings: FinetuneConfig, base_folder: Path, is_pretraining: bool, tokenizer: Tokenizer) -> Transformer:
-    model = run.build(settings)
+def base_model(settings: FinetuneConfig, is_pretraining: bool, tokenizer: Tokenizer) -> Transformer:
+    model, folder = run.build(settings), Path(settings.base.run)
     if settings.base.weights != "random":
-        place = checkpoint.find(base_folder, settings.base.weights)
+        place = checkpoint.find(folder, settings.base.weights)
         if place is None or (is_pretraining and checkpoint.read_state(place).get("step") == 0):
-            raise UserError(f"{base_folder}: its {settings.base.weights!r} weights are untrained yet; let train.py reach an "
+            raise UserError(f"{folder}: its {settings.base.weights!r} weights are untrained yet; let train.py reach an "
                             "evaluation, or set base.weights=random to start from nothing")
         run.load_weights(model, place, tokenizer.sha256)
         print(f"weights of {place}\n")
     return model
+
+
+# ── an assistant ─────────────────────────────────────────────────────────────────────────────────
+
+
+def questioner(settings: FinetuneConfig, task: Instruction, tokenizer: Tokenizer) -> Observer:
+    return observer(tokenizer, questions(settings, task, tokenizer), settings.samples.max_new_tokens,
+                    settings.model.max_seq_len)
 
 
 def questions(settings: FinetuneConfig, task: Instruction, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
@@ -100,6 +117,16 @@ def questions(settings: FinetuneConfig, task: Instruction, tokenizer: Tokenizer)
             for row in rows]
 
 
+def show_assistant(task: Instruction, folder: Path, best: float, device: torch.device, watch: Observer) -> None:
+    """What the best weights answer: the test rows, marked, and the questions of each evaluation."""
+    print(f"\nbest validation loss {best:.4f} nats per response token: perplexity {math.exp(min(best, 700)):,.2f}")
+    model, tokenizer = run.load(folder, "best", device)
+    if task.test_rows:
+        mark(model, tokenizer, task, folder)
+    scripts.show_answers(watch.answers(model))
+    print(f"\n{folder} holds the run; talk to it: python -m minialpaca.chat {folder}")
+
+
 def mark(model: Transformer, tokenizer: Tokenizer, task: Instruction, folder: Path) -> None:
     """Answer the test rows with the best weights; print the marks and keep every answer."""
     print(f"answering {len(task.test_rows)} test questions ...", flush=True)
@@ -107,6 +134,23 @@ def mark(model: Transformer, tokenizer: Tokenizer, task: Instruction, folder: Pa
     marks = write_marks(folder, task.test_rows, answers)
     print(table([(kind, right, n, 100 * right / n) for kind, (right, n) in marks.items()],
                 ("test, exact match", "right", "asked", "per cent")))
+
+
+# ── a classifier ─────────────────────────────────────────────────────────────────────────────────
+
+
+def show_labels(settings: FinetuneConfig, task: Classification, folder: Path, best: float,
+                device: torch.device) -> None:
+    """What the best weights say of the test split, or where there is none, of the validation split."""
+    print(f"\nbest {settings.train.best_by} {best:.4f}")
+    labeller = classify.load_labeller(folder, "best", device)
+    split, examples = ("test", task.test) if task.test else ("validation", task.val)
+    judged = judge(labeller.model, examples, device, settings.train.batch_size)
+    write_class_marks(folder, split, examples, judged)
+    for group, (right, said) in zip(task.groups, truths(examples, judged)):
+        print(f"\n{class_table(group, right, said, split)}")
+    print(f"\n{folder} holds the run and its {split}_predictions.jsonl; ask it: "
+          f"python -m minialpaca.classify {folder} \"a text\"")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -114,11 +115,11 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
         raise UserError(f"{folder / stem}.pt: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
 
 
-def restore(folder: Path, stem: str, into: nn.Module | torch.optim.Optimizer) -> None:
-    """Give a model or an optimizer back the state that was saved of it."""
+def restore(folder: Path, stem: str, into: nn.Module | torch.optim.Optimizer, part: Callable[[dict], dict] = dict) -> None:
+    """Give a model or an optimizer back the state that was saved of it, or `part` of that."""
     content = read_tensors(folder, stem)
     try:
-        into.load_state_dict(content)
+        into.load_state_dict(part(content))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: does not fit the {stem} of its config.toml: "
                         f"{' '.join(str(error).split())[:300]}") from None

@@ -249,7 +249,7 @@ class TaskConfig:
     SECTION: typing.ClassVar[str] = "task"
 
     name: str = "instruction"
-    """What is learned: `instruction` (to answer) or `classification` (to label texts; the section `classes` says how)."""
+    """What is learned: `instruction` (to answer) or `classification` (to label texts; the section `classes` says how, `samples` and `data.over_long` have no use there)."""
 
     def __post_init__(self):
         _check(self, {"name": (self.name in ("instruction", "classification"), "use instruction or classification")})
@@ -260,7 +260,7 @@ class ClassesConfig:
     SECTION: typing.ClassVar[str] = "classes"
 
     text: tuple[str, ...] = ("text",)
-    """The column, or columns joined by a space, that hold the text; 1, 2, … where a table has no header."""
+    """The column, or columns joined by a space, that hold the text."""
     labels: tuple[str, ...] = ("label",)
     """The columns that hold the labels: M label groups, one head each."""
     several: tuple[str, ...] = ()
@@ -268,23 +268,26 @@ class ClassesConfig:
     separator: str = "|"
     """What stands between several labels of one cell."""
     lines: str = ""
-    """For .txt: the pattern of a line, such as `{label} {text}` or `{text}@{label}`; a label holds no separator, a text may."""
+    """For .txt: the pattern of a line, such as `{label} {text}` (split at the first space) or `{text}@{label}` (at the last @); the names in braces are columns."""
     header: bool = True
-    """Whether the first row of a .csv or .tsv names its columns."""
+    """Whether the first row of a .csv or .tsv names its columns; where not, they are numbered 1, 2, and so on."""
+    quotes: bool = True
+    """Whether cells of a .csv or .tsv may stand in quotation marks, and then hold separators and line breaks; false takes every mark as it stands."""
     encoding: str = "utf-8"
     """How the files are encoded, e.g. windows-1252; a byte-order mark is tolerated."""
     test_fraction: float = 0.0
-    """The part of `data.source` held out for the test where `data.test_source` is empty, after the validation part."""
+    """The part of `data.source` held out for the test where `data.test_source` is empty, drawn by `run.seed`, in each class of the first group alike."""
     leaks: str = "drop"
-    """What happens to training and validation texts that stand in a later split too: `drop` from the earlier one, `keep` or `raise`; they are counted in any case."""
+    """What happens to training and validation texts that stand in a later split (training, validation, test) too: `drop` from the earlier one, `keep` or `raise`; they are counted in any case."""
     over_long: str = "truncate"
     """What happens to a text longer than the context: `truncate` (its end is cut) or `raise`."""
     pooling: str = "auto"
-    """Where a text's vector is read: `last` real token (a decoder), `first` or `mean` (an encoder); `auto` is last or mean."""
+    """Where a text's vector is read: the `last` real token, the `first` (not in a decoder, which has seen nothing there) or the `mean` of all; `auto` is last in a decoder, mean in an encoder."""
 
     def __post_init__(self):
         _check(self, {
-            "text": (bool(self.text), "name at least one column"),
+            "text": (bool(self.text) and not set(self.text) & set(self.labels),
+                     f"name at least one column, and none of classes.labels = {list(self.labels)}"),
             "labels": (bool(self.labels) and len(set(self.labels)) == len(self.labels), "name at least one column, each once"),
             "several": (set(self.several) <= set(self.labels), f"must be among classes.labels = {list(self.labels)}"),
             "separator": (bool(self.separator), "must not be empty"),

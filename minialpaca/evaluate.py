@@ -1,14 +1,13 @@
 """Marks: exact match by kind."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from minialpaca.data.files import write_whole
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.data.rows import Row
-from minialpaca.errors import UserError, reason
 from minialpaca.generate import answer_all
 from minialpaca.model import Transformer
 from minialpaca.tokenizer import Tokenizer
@@ -45,15 +44,6 @@ def write_marks(folder: Path, rows: Sequence[Row], answers: Sequence[str]) -> di
     records = [{**row.record(), "answer": answer, "right": answer == row.output}
                for row, answer in zip(rows, answers, strict=True)]
     marks = exact_match(rows, answers)
-    _replace(folder / "test_answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    _replace(folder / "test_marks.json", json.dumps(marks, indent=1) + "\n")
+    write_whole(folder / "test_answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    write_whole(folder / "test_marks.json", json.dumps(marks, indent=1) + "\n")
     return marks
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {reason(error)}") from None

@@ -4,7 +4,7 @@ A loss comes as a sum over supervised tokens together with their number. Who tak
 once, by the number of the whole step: (x₁/n₁) + (x₂/n₂) ≠ (x₁+x₂)/(n₁+n₂).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ def regularised_sum(forward: Callable[[], Tensor], targets_N: Tensor, how: LossC
     return cross_entropy_sum(forward(), targets_N, how.label_smoothing)
 
 
-def label_groups_sum(logits: list[Tensor], labels: list[Tensor], smoothing: float = 0.0) -> Tensor:
+def label_groups_sum(logits: Sequence[Tensor], labels: Sequence[Tensor], smoothing: float = 0.0) -> Tensor:
     """Σ_i Σ_{j=1..M} L_j(y_ij, ŷ_ij)   [finetune.1]
 
     Group j: logits (B, C_j), and labels (B,) of class numbers, for which L_j is the cross entropy of a softmax
@@ -71,6 +71,17 @@ def label_groups_sum(logits: list[Tensor], labels: list[Tensor], smoothing: floa
     return torch.stack([
         F.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="sum") if y.dim() == 2
         else cross_entropy_sum(z, y, smoothing) for z, y in zip(logits, labels, strict=True)]).sum()
+
+
+def regularised_groups_sum(forward: Callable[[], Sequence[Tensor]], labels: Sequence[Tensor], how: LossConfig,
+                           training: bool) -> Tensor:
+    """The classification loss that is trained: label groups, smoothed and each with R-Drop where `how` says so."""
+    if not training:
+        return label_groups_sum(forward(), labels)
+    if how.r_drop:
+        return torch.stack([r_drop_sum(one, other, y, how.r_drop, how.label_smoothing)
+                            for one, other, y in zip(forward(), forward(), labels, strict=True)]).sum()
+    return label_groups_sum(forward(), labels, how.label_smoothing)
 
 
 def squared_norm(parameters: Iterable[Tensor]) -> Tensor:

@@ -118,14 +118,14 @@ def attention_picture(model: Transformer, ids: Sequence[int]) -> np.ndarray:
     model.train(was_training)
     layers = [np.concatenate([_tile(head) for head in layer_1HTS[0, :, -PICTURED:, -PICTURED:].float().cpu().numpy()], axis=1)
               for layer_1HTS in maps]
-    return _colour(np.concatenate(layers, axis=0))
+    return colour(np.concatenate(layers, axis=0))
 
 
 def _tile(map_TS: np.ndarray) -> np.ndarray:
     return np.pad(map_TS.repeat(CELL, 0).repeat(CELL, 1), CELL // 2, constant_values=1.0)
 
 
-def _colour(values_HW: np.ndarray) -> np.ndarray:
+def colour(values_HW: np.ndarray) -> np.ndarray:
     """0 … 1 → black, blue, orange, white; the square root lifts the many small weights."""
     stops = np.array([[0, 0, 0], [30, 60, 160], [250, 150, 40], [255, 255, 255]], dtype=float)
     place = np.sqrt(np.clip(values_HW, 0, 1)) * (len(stops) - 1)

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from minialpaca import checkpoint, config, lock
 from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.errors import UserError, reason
+from minialpaca.heads import backbone_weights
 from minialpaca.model import Transformer
 from minialpaca.tokenizer import Tokenizer
 
@@ -108,7 +110,10 @@ def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
 
 
 def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | Path) -> None:
-    """Only a decoder goes on with a text."""
+    """Only a decoder goes on with a text, and one that labels texts has unlearned it."""
+    if isinstance(settings, FinetuneConfig) and settings.task.name == "classification":
+        raise UserError(f"{folder}: holds a classifier, which answers with labels; ask it with python -m "
+                        "minialpaca.classify, or give a run that is none")
     if settings.model.architecture != "decoder":
         raise UserError(f"{folder}: holds an {settings.model.architecture}, which does not go on with a text; "
                         "give a run with model.architecture = decoder")
@@ -130,18 +135,26 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
     settings = settings_of(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     model = build(settings, **changes)
-    place = checkpoint.find(folder, which)
-    if place is None:
-        raise UserError(f"{folder}: has no {which!r} checkpoint yet; let its run reach an evaluation")
-    load_weights(model, place, tokenizer.sha256)
+    load_weights(model, weights_of(folder, which), tokenizer.sha256)
     return model.to(device).eval(), tokenizer
 
 
-def load_weights(model: Transformer, place: Path, tokenizer_sha256: str) -> None:
-    """The weights of a checkpoint, after asking whether they are whole, and of this vocabulary and shape."""
+def weights_of(folder: Path, which: str) -> Path:
+    """The checkpoint of that name."""
+    place = checkpoint.find(folder, which)
+    if place is None:
+        raise UserError(f"{folder}: has no {which!r} checkpoint yet; let its run reach an evaluation")
+    return place
+
+
+def load_weights(model: nn.Module, place: Path, tokenizer_sha256: str) -> None:
+    """The weights of a checkpoint, after asking whether they are whole, and of this vocabulary and shape.
+
+    A Transformer takes its part of a classifier's weights, too.
+    """
     checkpoint.verify(place)
     _refuse_other_tokenizer(place, tokenizer_sha256)
-    checkpoint.restore(place, "model", model)
+    checkpoint.restore(place, "model", model, backbone_weights if isinstance(model, Transformer) else dict)
 
 
 def _refuse_other_tokenizer(place: Path, sha256: str) -> None:

@@ -284,6 +284,79 @@ of("objectives:squared_norm",
    (".square().sum()", ".detach().square().sum().requires_grad_()"),
    ("for p in parameters]).sum()", "for p in parameters]).amax()"))
 
+# ── classes ──────────────────────────────────────────────────────────────────────────────────────
+
+of("objectives:regularised_groups_sum",
+   "tasks/test_classification.py::test_r_drop_is_half_of_both_losses_and_their_divergence",
+   ("forward(), forward()", "*[forward()] * 2"),
+   ("how.r_drop, how.label_smoothing", "how.r_drop"),
+   ("labels, how.label_smoothing)", "labels)", "test_evaluation_knows_no_regulariser"),
+   ("if not training", "if False", "test_evaluation_knows_no_regulariser"))
+
+of("tasks.classification:Classification.loss_sum",
+   "tasks/test_classification.py::test_the_gradient_of_a_step_is_the_loops",
+   ("batch.labels,", "batch.labels[::-1],"),
+   ("batch.real_BT)", "torch.ones_like(batch.real_BT))"),
+   ("batch.labels, self.loss, model.training)", "batch.labels, self.loss, model.training) / len(batch.labels)"),
+   ("batch.labels, self.loss, model.training)", "batch.labels, self.loss, model.training) / batch.n_supervised"))
+
+of("tasks.classification:judge",
+   "tasks/test_classification.py::test_measures_do_not_depend_on_batch_size_padding_side_or_order",
+   ("total / len(numbers)", "total / len(batches)"),
+   ("torch.cat(parts)[in_order]", "torch.cat(parts)"),
+   ("numbers[in_order]", "numbers"),
+   ("label_groups_sum(logits, batch.labels)", "label_groups_sum(logits, batch.labels) / len(chosen)"))
+
+of("tasks.classification:said",
+   "tasks/test_classification.py::test_of_equals_the_first_class_is_said_and_of_several_none_at_one_half",
+   ("> 0.5", ">= 0.5"),
+   ("if group.several", "if not group.several"),
+   (".argmax(", ".argmin("))
+
+of("heads:pool", "test_heads.py::test_pool_is_the_papers_words",
+   ("real_BT.sum(1, keepdim=True)", "real_BT.shape[1]"),
+   (".masked_fill(~real_BT[..., None], 0.0)", ""),
+   ("t_T.masked_fill(~real_BT, -1).amax(-1)", "real_BT.sum(-1) - 1"),  # right where padding is on the right
+   ("t_T.masked_fill(~real_BT, -1).amax(-1)", "torch.full((len(real_BT),), len(t_T) - 1)"),
+   ("masked_fill(~real_BT, real_BT.shape[1]).amin", "masked_fill(~real_BT, 0).amin"))
+
+of("heads:Classifier.forward", "test_heads.py::test_a_head_is_the_pooled_state_times_its_matrix",
+   ("hidden(tokens_BT, real_BT)", "hidden(tokens_BT)"),
+   ("self.pooling)", "'mean')"),
+   ("head(pooled_BD)", "self.heads[0](pooled_BD)"),
+   ("self.dropout(pool(", "(pool(", "test_dropout_stands_before_the_heads_and_only_in_training"))
+
+of("heads:Classifier.__init__", "test_heads.py::test_heads_start_small_from_the_seed_and_leave_the_backbone_alone",
+   ("0.0, backbone.cfg.init_std", "0.0, 1.0"),
+   ("raw(1, seed, 0, 7)", "raw(1, 0, 0, 7)"),
+   ("nn.init.zeros_(", "nn.init.ones_("),
+   ("requires_grad_(False)", "requires_grad_(True)", "test_an_untied_language_head_is_no_part_of_what_is_trained"))
+
+of("metrics:accuracy", "test_metrics.py::test_several_labels_are_counted",
+   ("== said_NC", "!= said_NC"),
+   (".all(-1)", ".any(-1)"),
+   (".all(-1)", ".double().mean(-1)"),
+   (".mean()", ".sum()"))
+
+of("metrics:confusion", "test_metrics.py::test_the_confusion_matrix_has_the_right_classes_downwards",
+   ("right_NC.long().mT @ said_NC.long()", "said_NC.long().mT @ right_NC.long()"),
+   ("@ said_NC.long()", "@ right_NC.long()"),
+   ("@ said_NC.long()", "@ (~said_NC).long()"),
+   ("@ said_NC.long()", "@ said_NC.long() // 2"))
+
+of("metrics:class_marks", "test_metrics.py::test_single_labels_are_counted",
+   ("right_NC & said_NC", "right_NC | said_NC"),
+   ("_ratio(hits_C, said_C), _ratio(hits_C, support_C)", "_ratio(hits_C, support_C), _ratio(hits_C, said_C)"),
+   ("_ratio(2 * hits_C", "_ratio(hits_C"),
+   ("said_C + support_C", "said_C * support_C"),
+   ("support_C.long()", "said_C.long()"))
+
+of("metrics:macro_f1", "test_metrics.py::test_marks_by_pencil",
+   ("f1_C.mean()", "f1_C.sum()"),
+   ("f1_C.mean()", "f1_C.median()"),
+   ("f1_C.mean()", "f1_C.amax()"),
+   ("f1_C.mean()", "f1_C[f1_C > 0].mean()"))
+
 # ── a step ───────────────────────────────────────────────────────────────────────────────────────
 
 of("trainer:Trainer.take_step", "test_trainer.py::test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate",

@@ -244,3 +244,29 @@ def min_p(z: list[float], share: float) -> set[int]:
 
 def repetition(z: list[float], seen: set[int], penalty: float) -> list[float]:
     return [v if i not in seen else v / penalty if v > 0 else v * penalty for i, v in enumerate(z)]
+
+
+# ── classification ───────────────────────────────────────────────────────────────────────────────
+
+
+def pooled(hidden: list[list[float]], real: list[bool], how: str) -> list[float]:
+    """The vector of one text."""
+    places = [t for t in range(len(real)) if real[t]]
+    if how == "mean":
+        return [math.fsum(hidden[t][d] for t in places) / len(places) for d in range(len(hidden[0]))]
+    return hidden[places[0] if how == "first" else places[-1]]
+
+
+def marks(right: list[set], said: list[set], classes: list) -> dict:
+    """Counted one text and one class at a time."""
+    result = {"accuracy": sum(r == s for r, s in zip(right, said)) / len(right), "classes": []}
+    for c in classes:
+        hits = sum(c in r and c in s for r, s in zip(right, said))
+        false_alarms = sum(c not in r and c in s for r, s in zip(right, said))
+        misses = sum(c in r and c not in s for r, s in zip(right, said))
+        precision = hits / (hits + false_alarms) if hits + false_alarms else 0.0
+        recall = hits / (hits + misses) if hits + misses else 0.0
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        result["classes"].append((precision, recall, f1, hits + misses))
+    result["macro_f1"] = math.fsum(f for _, _, f, _ in result["classes"]) / len(classes)
+    return result

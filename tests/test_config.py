@@ -281,7 +281,7 @@ def test_every_field_that_can_be_impossible_is_in_the_table():
     free = {f"{s.__name__}.{f.name}" for s in SECTIONS for f in dataclasses.fields(s) if f.name not in IMPOSSIBLE[s]}
     assert free == {"CorpusConfig.val_source", "CorpusConfig.text_field", "InstructionConfig.val_source",
                     "InstructionConfig.test_source", "TokenizerConfig.path", "ModelConfig.tie_embeddings",
-                    "SampleConfig.prompts", "ClassesConfig.lines", "ClassesConfig.header"}
+                    "SampleConfig.prompts", "ClassesConfig.lines", "ClassesConfig.header", "ClassesConfig.quotes"}
 
 
 def test_odd_head_widths_are_refused():

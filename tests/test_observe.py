@@ -57,7 +57,7 @@ def test_of_a_long_text_the_end_is_shown_as_it_is_when_the_whole_is_read():
     bright = tiles(attention_picture(model, ids), 2, 6, n)
     shown = np.concatenate([np.concatenate([observe._tile(head.detach().numpy()) for head in layer[0, :, -n:, -n:]], 1)
                             for layer in maps])
-    assert np.array_equal(attention_picture(model, ids), observe._colour(shown))
+    assert np.array_equal(attention_picture(model, ids), observe.colour(shown))
     assert (bright[:, :, 0, 0] < 3 * 255).any()  # the first token shown looks at those before it, too
     assert not np.array_equal(attention_picture(model, ids), attention_picture(model, ids[-n:]))
 

@@ -11,12 +11,15 @@ from minialpaca.objectives import IGNORE, next_token_pairs
 
 
 class OnDevice:
-    """A dataclass whose tensors travel together."""
+    """A dataclass whose tensors, and tuples of tensors, travel together."""
 
     def to(self, device: torch.device):
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
-                   if isinstance(getattr(self, f.name), Tensor)}
-        return dataclasses.replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        def moved(value):
+            if isinstance(value, tuple):
+                return tuple(map(moved, value))
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        return dataclasses.replace(self, **{f.name: moved(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,20 @@ class SourceBatch(Batch):
 
     source_BS: Tensor
     real_BS: Tensor
+
+
+@dataclass(frozen=True)
+class LabelBatch(OnDevice):
+    """Texts, and for each label group what is right: class numbers (B,), or zeros and ones (B, C) (multi-label)."""
+
+    tokens_BT: Tensor
+    real_BT: Tensor
+    labels: tuple[Tensor, ...]
+    n_tokens: int
+
+    @property
+    def n_supervised(self) -> int:
+        return len(self.tokens_BT)
 
 
 def fill_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

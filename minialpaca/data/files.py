@@ -3,7 +3,9 @@
 import codecs
 import glob
 import gzip
+import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,15 +51,19 @@ def _matches(source: str, suffixes: Sequence[str]) -> list[Path]:
     return matched
 
 
-def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None) -> Iterator[tuple[int, str]]:
-    """(line number, text with its "\\n") of a UTF-8 file, plain or .gz; CRLF becomes LF, a leading BOM is dropped.
+def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None, encoding: str = "utf-8",
+               mend: str = "convert the file first, e.g. iconv -f WINDOWS-1252 -t UTF-8") -> Iterator[tuple[int, str]]:
+    """(line number, text with its "\\n") of a text file, plain or .gz; CRLF becomes LF, a leading BOM is dropped.
 
-    `on_bytes` hears how many bytes on disk each step has used, for a progress bar.
+    `on_bytes` hears how many bytes on disk each step has used, for a progress bar; `mend` is the advice where the
+    bytes are not in this encoding.
     """
-    decode = codecs.getincrementaldecoder("utf-8")().decode
+    decode = codecs.getincrementaldecoder(encoding)().decode
     number, used = 1, 0
     try:
         with open(path, "rb") as disk, (gzip.open(disk) if path.suffix == ".gz" else disk) as file:
+            if "\n".encode(encoding) != b"\n":  # UTF-16 and the like, in which that byte need not end a line
+                file, decode = _as_utf8(file.read(), encoding), codecs.getincrementaldecoder("utf-8")().decode
             while data := file.readline(LONGEST_READ):
                 if data.endswith(b"\r"):  # cut within CRLF
                     data += file.readline(1)
@@ -69,13 +75,22 @@ def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None) -> 
                 on_bytes(disk.tell() - used)
                 used = disk.tell()
             decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: is not UTF-8 ({error.reason}); convert the file first, "
-                        "e.g. iconv -f WINDOWS-1252 -t UTF-8") from None
+    except UnicodeError as error:
+        number = getattr(error, "line", number)
+        raise UserError(f"{path}, line {number}: is not {encoding.upper()} ({getattr(error, 'reason', error)}); "
+                        f"{mend}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}, line {number}: the gzip file is broken or cut off ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+
+
+def _as_utf8(data: bytes, encoding: str) -> io.BytesIO:
+    try:
+        return io.BytesIO(data.decode(encoding).encode())
+    except UnicodeDecodeError as error:
+        error.line = 1 + data[:error.start].decode(encoding, "ignore").count("\n")
+        raise
 
 
 def read_objects(path: Path, on_bytes: Callable[[int], None] = lambda n: None,
@@ -85,9 +100,14 @@ def read_objects(path: Path, on_bytes: Callable[[int], None] = lambda n: None,
     Faulty records go to `faults` as "line 7: …"; without that list the first raises.
     """
     if path.name.endswith(".json"):
-        yield from _array(path, faults)
-        return
-    for number, line in _whole_lines(read_lines(path, on_bytes)):
+        yield from array_objects(path, read_lines(path), faults)
+    else:
+        yield from line_objects(path, read_lines(path, on_bytes), faults)
+
+
+def line_objects(path: Path, lines: Iterator[tuple[int, str]], faults: list[str] | None) -> Iterator[tuple[str, dict]]:
+    """One object a line; blank lines are skipped."""
+    for number, line in whole_lines(lines):
         if line.strip():
             try:
                 record = json.loads(line)
@@ -100,8 +120,9 @@ def read_objects(path: Path, on_bytes: Callable[[int], None] = lambda n: None,
                 fault(faults, path, f"line {number}: is no JSON object")
 
 
-def _array(path: Path, faults: list[str] | None) -> Iterator[tuple[str, dict]]:
-    text = "".join(line for _, line in read_lines(path))
+def array_objects(path: Path, lines: Iterator[tuple[int, str]], faults: list[str] | None) -> Iterator[tuple[str, dict]]:
+    """One array of objects."""
+    text = "".join(line for _, line in lines)
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -115,7 +136,7 @@ def _array(path: Path, faults: list[str] | None) -> Iterator[tuple[str, dict]]:
             fault(faults, path, f"record {number}: is no object")
 
 
-def _whole_lines(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+def whole_lines(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Joins the parts of lines longer than one read."""
     parts: list[str] = []
     for number, text in lines:
@@ -152,3 +173,13 @@ def refuse(path: Path, faults: list[str], mend: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whole or not at all: whoever is stopped in the middle leaves the file as it was."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {reason(error)}") from None

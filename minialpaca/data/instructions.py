@@ -6,7 +6,6 @@ what was trained, and the mask cannot slip, whatever the texts contain.
 """
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minialpaca.data.batch import Batch, collate
-from minialpaca.data.order import permutation
+from minialpaca.data.buckets import Buckets
 from minialpaca.data.rows import Row
 from minialpaca.errors import UserError
 from minialpaca.objectives import IGNORE
@@ -91,9 +90,7 @@ def by_file(rows: Sequence[Row]) -> str:
 
 
 class Examples:
-    """Encoded rows that fit, in length-bucketed batches whose order is a pure function of (seed, epoch)."""
-
-    POOL = 8  # batches whose examples are sorted by length together: enough to save padding, few enough to mix kinds
+    """Encoded rows that fit, in length-bucketed batches."""
 
     def __init__(self, rows: list[Row], tokenizer: Tokenizer, context: int, over_long: str, name: str):
         self.tokenizer, self.counts = tokenizer, Counter(read=len(rows))
@@ -101,6 +98,7 @@ class Examples:
         self.over_long: list[Row] = []
         for row in rows:
             self._take(row, context, over_long)
+        self.buckets = Buckets([len(e.ids) for e in self.examples])
         self.counts["repeated"] = len(rows) - len(set(rows))
         print(f"{name}: {self.describe(over_long)}")
         if self.over_long:
@@ -136,23 +134,16 @@ class Examples:
         return digest.hexdigest()
 
     def n_batches(self, batch_size: int) -> int:
-        return math.ceil(len(self.examples) / batch_size)
+        return self.buckets.n_batches(batch_size)
 
     def batch(self, number: int, batch_size: int, seed: int) -> Batch:
         """The `number`-th batch of an endless sequence of epochs. Each epoch takes every example once."""
-        epoch, position = divmod(number, self.n_batches(batch_size))
-        chosen = int(permutation(self.n_batches(batch_size), seed, epoch, 1)[position])
-        pool, place = divmod(chosen, self.POOL)
-        shuffled = permutation(len(self.examples), seed, epoch)
-        width = self.POOL * batch_size
-        by_length = sorted(shuffled[pool * width:(pool + 1) * width], key=lambda i: len(self.examples[i].ids))
-        return self._collate(by_length[place * batch_size:(place + 1) * batch_size])
+        return self._collate(self.buckets.chosen(number, batch_size, seed))
 
     def in_order(self, batch_size: int, n_batches: int = 0) -> list[Batch]:
         """The first `n_batches` · `batch_size` examples (0: all), by length, for evaluation."""
         taken = range(min(len(self.examples), n_batches * batch_size or len(self.examples)))
-        order = sorted(taken, key=lambda i: len(self.examples[i].ids))
-        return [self._collate(order[i:i + batch_size]) for i in range(0, len(order), batch_size)]
+        return [self._collate(chosen) for chosen in self.buckets.by_length(taken, batch_size)]
 
     def _collate(self, chosen: Sequence[int]) -> Batch:
         return collate([(self.examples[i].ids, self.examples[i].labels) for i in chosen], self.tokenizer.pad)

@@ -9,8 +9,8 @@ from conftest import alpaca_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minialpaca.data import instructions
 from minialpaca.data.batch import collate
+from minialpaca.data.buckets import Buckets
 from minialpaca.data.instructions import Example, Examples, by_file, encode, fit_context, prompt_ids, prompt_text
 from minialpaca.data.rows import Row
 from minialpaca.errors import UserError
@@ -185,7 +185,7 @@ def rows_of(batch, examples):
 @pytest.mark.parametrize("pool", [1, 2, 32])
 @pytest.mark.parametrize("size", [1, 4, 8, 101, 200])
 def test_each_epoch_takes_every_example_once_in_an_order_of_its_own(examples, monkeypatch, pool, size):
-    monkeypatch.setattr(instructions.Examples, "POOL", pool)
+    monkeypatch.setattr(Buckets, "POOL", pool)
     n = examples.n_batches(size)
     assert n == -(-101 // size)
     orders = []
@@ -199,7 +199,7 @@ def test_each_epoch_takes_every_example_once_in_an_order_of_its_own(examples, mo
 
 
 def test_batches_mix_differently_in_each_epoch_and_are_not_taken_by_length(examples, monkeypatch):
-    monkeypatch.setattr(Examples, "POOL", 26)
+    monkeypatch.setattr(Buckets, "POOL", 26)
     epochs = [[rows_of(examples.batch(e * 26 + i, 4, seed=5), examples) for i in range(26)] for e in range(2)]
     assert {frozenset(b) for b in epochs[0]} != {frozenset(b) for b in epochs[1]}
     lengths, then = ([max(len(examples.examples[i].ids) for i in batch) for batch in epoch] for epoch in epochs)

@@ -1,0 +1,132 @@
+"""Labelling: texts → the classes that a tuned classifier says, with their probabilities.
+
+    python -m minialpaca.classify RUN "The soup was awful." "A lovely inn."
+    python -m minialpaca.classify RUN --file texts.txt
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minialpaca import run
+from minialpaca.config import ClassesConfig, FinetuneConfig
+from minialpaca.data.batch import fill_right
+from minialpaca.data.buckets import Buckets
+from minialpaca.data.files import read_lines, refuse, whole_lines, write_whole
+from minialpaca.data.texts import Group, text_ids
+from minialpaca.errors import UserError, command
+from minialpaca.heads import Classifier
+from minialpaca.model import Transformer
+from minialpaca.tasks.classification import pooling_of, probabilities, said
+from minialpaca.tokenizer import Tokenizer
+
+LABELS = "labels.json"  # group → its classes in the order of their numbers
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A classifier and what its numbers mean."""
+
+    model: Classifier
+    tokenizer: Tokenizer
+    groups: Sequence[Group]
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[Tensor]:
+        """For each group the probabilities (N, C) of the texts; what does not fit the context is cut off."""
+        ids = [text_ids(self.tokenizer, text.strip(), self.model.backbone.cfg.max_seq_len)[0] for text in texts]
+        found = [torch.zeros(len(texts), len(group.classes), dtype=torch.float64) for group in self.groups]
+        for chosen in Buckets([len(row) for row in ids]).by_length(range(len(texts)), batch_size):
+            for p, group, z in zip(found, self.groups, self.logits([ids[i] for i in chosen])):
+                p[chosen] = probabilities(group, z.cpu().double())
+        return found
+
+    def logits(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        tokens_BT, real_BT = fill_right(ids, self.tokenizer.pad)
+        device = self.model.backbone.embed.weight.device
+        return self.model(tokens_BT.to(device), real_BT.to(device))
+
+
+# ── the run folder ───────────────────────────────────────────────────────────────────────────────
+
+
+def keep_labels(folder: Path, groups: Sequence[Group]) -> None:
+    """Write labels.json, or refuse to go on with other classes than the folder's."""
+    labels, path = {group.name: list(group.classes) for group in groups}, folder / LABELS
+    if not path.exists():
+        write_whole(path, json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
+    elif json.loads(path.read_text(encoding="utf-8")) != labels:
+        raise UserError(f"{path}: the run has other classes than the training texts have now; take the texts it was "
+                        "begun with, or choose another run.dir")
+
+
+def read_groups(folder: Path, classes: ClassesConfig) -> list[Group]:
+    try:
+        labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+        return [Group(name, tuple(labels[name]), name in classes.several) for name in classes.labels]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / LABELS}: is missing or damaged; let finetune.py go on with this run once") from None
+
+
+def classifier(settings: FinetuneConfig, backbone: Transformer, groups: Sequence[Group]) -> Classifier:
+    return Classifier(backbone, [len(group.classes) for group in groups], pooling_of(settings), settings.run.seed)
+
+
+def load_labeller(folder: str | Path, which: str = "best", device: torch.device | str = "cpu") -> Labeller:
+    """The classifier of a run, ready to label."""
+    folder = Path(folder)
+    settings = run.settings_of(folder)
+    if not isinstance(settings, FinetuneConfig) or settings.task.name != "classification":
+        raise UserError(f"{folder}: holds no classifier; give the run.dir of a finetune.py run with "
+                        "task.name = classification")
+    tokenizer, groups = Tokenizer.load(folder / run.TOKENIZER), read_groups(folder, settings.classes)
+    model = classifier(settings, run.build(settings), groups)
+    run.load_weights(model, run.weights_of(folder, which), tokenizer.sha256)
+    return Labeller(model.to(device).eval(), tokenizer, groups)
+
+
+# ── command line ─────────────────────────────────────────────────────────────────────────────────
+
+
+def read_plain(path: Path, encoding: str) -> list[str]:
+    """One text a line; an empty one would be labelled with what the data has most of."""
+    ClassesConfig(encoding=encoding)  # refuses what is none
+    lines = list(whole_lines(read_lines(path, encoding=encoding, mend="set --encoding, e.g. windows-1252")))
+    refuse(path, [f"line {number}: is empty" for number, line in lines if not line.strip()], "Remove them")
+    return [line.rstrip("\n") for _, line in lines]
+
+
+def verdict(group: Group, p_C: Tensor) -> str:
+    """`positive 0.981`, or all classes above one half, or `none`."""
+    told = zip(group.classes, p_C.tolist(), said(group, p_C[None])[0].tolist())
+    return ", ".join(f"{name} {p:.3f}" for name, p, yes in told if yes) or "none"
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minialpaca.classify", description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="the folder of a finetune.py run with task.name = classification")
+    parser.add_argument("text", nargs="*", help="texts to label, each in quotation marks")
+    parser.add_argument("--file", type=Path, help="a file with one text a line")
+    parser.add_argument("--encoding", default="utf-8", help="of that file")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_intermixed_args()  # options may stand between the texts
+    texts = [*args.text, *(read_plain(args.file, args.encoding) if args.file else [])]
+    if not texts or not all(text.strip() for text in texts):
+        raise UserError("command line: give texts, none of them empty, or --file")
+    labeller = load_labeller(args.run, args.checkpoint, run.pick_device(args.device))
+    found = labeller(texts)
+    for i, text in enumerate(texts):
+        told = (f"{group.name}: {verdict(group, p[i])}" for group, p in zip(labeller.groups, found))
+        print("\t".join([*told, text]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
