@@ -222,7 +222,7 @@ def test_help_names_every_key_with_its_sentence(main, form):
     flat = "".join(outcome.out.split())  # lines are broken at spaces and hyphens
     n = 0
     for section in config._names(form):
-        for key, sentence in config.field_docs(type(config._default(form, section))).items():
+        for key, sentence in config.field_docs(type(config.default_of(form, section))).items():
             assert f"{section}.{key}=" in flat and "".join(sentence.split()) in flat
             n += 1
     assert n > 35

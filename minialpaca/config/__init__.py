@@ -1,0 +1,35 @@
+"""Configuration: frozen dataclasses ↔ TOML files ↔ dotted overrides.
+
+`load(PretrainConfig, "configs/x.toml", ["optim.lr=3e-4"])` starts from the defaults in sections.py, lays the
+file over them, then the overrides. An unknown key is an error that names the nearest one, an
+impossible value an error that names the rule. The sentence under each field is its documentation:
+`python train.py --help` prints it.
+"""
+
+from minialpaca.config.files import default_of, describe, differences, field_docs, load, read_toml, to_toml
+from minialpaca.config.sections import (
+    ARCHITECTURE_OF,
+    BaseConfig,
+    ClassesConfig,
+    CorpusConfig,
+    FinetuneConfig,
+    InstructionConfig,
+    LossConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+    SampleConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TrainConfig,
+    is_device,
+)
+
+__all__ = [
+    "ARCHITECTURE_OF", "BaseConfig", "ClassesConfig", "CorpusConfig", "FinetuneConfig", "InstructionConfig",
+    "LossConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PretrainConfig", "RunConfig", "SampleConfig",
+    "TaskConfig", "TokenizerConfig", "TrainConfig", "default_of", "describe", "differences", "field_docs",
+    "is_device", "load", "read_toml", "to_toml",
+]
