@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import dataclasses
 import json
 import math
 import os
@@ -221,7 +222,7 @@ def test_help_names_every_key_with_its_sentence(main, form):
     assert outcome.code == 0 and outcome.err == ""
     flat = "".join(outcome.out.split())  # lines are broken at spaces and hyphens
     n = 0
-    for section in config._names(form):
+    for section in (f.name for f in dataclasses.fields(form)):
         for key, sentence in config.field_docs(type(config.default_of(form, section))).items():
             assert f"{section}.{key}=" in flat and "".join(sentence.split()) in flat
             n += 1
