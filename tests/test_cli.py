@@ -1,8 +1,8 @@
 """What a user meets on the command line: one clear line for bad input, and no half-written run behind it."""
 
+import dataclasses
 import errno
 import gzip
-import dataclasses
 import json
 import math
 import os
