@@ -6,9 +6,10 @@ from pathlib import Path
 
 import axes
 import pytest
-from running import TINY_FINETUNE, TINY_PRETRAIN, Outcome, in_process
 
 axes.install()  # before the first import of what it measures
+
+from running import TINY_FINETUNE, TINY_PRETRAIN, Outcome, in_process
 
 import finetune
 import train

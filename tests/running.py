@@ -1,12 +1,17 @@
-"""Calling the scripts from tests: in this process where that will do, in one of its own where it has to die."""
+"""Calling the scripts from tests, and asking what came of it: in this process where that will do, in one of its own where it has to die."""
 
 import contextlib
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+
+from minialpaca.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,6 +82,12 @@ def in_process(main: Callable, arguments: Sequence[str] | None = None, stdin: st
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def module(main: Callable, monkeypatch, *arguments, stdin: str = "") -> Outcome:
+    """Run the `main` of a `python -m …`."""
+    monkeypatch.setattr(sys, "argv", ["python -m", *map(str, arguments)])
+    return in_process(main, stdin=stdin)
+
+
 def own_process(code: str, arguments: Sequence[str]) -> subprocess.CompletedProcess:
     """Run Python `code` in the project's folder."""
     return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True,
@@ -91,3 +102,25 @@ def refused(outcome: Outcome, *parts: str) -> str:
     for part in parts:
         assert part in outcome.err, (part, outcome.err)
     return outcome.err
+
+
+def refusal(call: Callable[[], object], *parts: str) -> str:
+    """The message of the UserError that `call` raises: one line that contains `parts`."""
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, (part, message)
+    return message
+
+
+def written(path: Path, content: str | bytes, encoding: str = "utf-8") -> Path:
+    """A file as a user would have it, in folders that may not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return path
+
+
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -6,7 +6,6 @@ Vectors are lists of numbers, matrices lists of rows. Slow on purpose; what is t
 import cmath
 import math
 
-import torch
 from torch import Tensor
 
 

@@ -8,11 +8,10 @@ import math
 import os
 import re
 import shutil
-import sys
 
 import pytest
 from conftest import OBJECTIVES, alpaca_rows, sentences
-from running import in_process, refused
+from running import in_process, module, refused, written
 
 import finetune
 import train
@@ -21,23 +20,12 @@ from minialpaca.sampling import Sampling
 from minialpaca.tokenizer import Tokenizer
 
 
-def written(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
 def pretrain(pretrain_command, folder, *changes):
     return in_process(train.main, [*pretrain_command, f"run.dir={folder}", *changes])
 
 
 def tune(finetune_command, folder, *changes):
     return in_process(finetune.main, [*finetune_command, f"run.dir={folder}", *changes])
-
-
-def module(main, monkeypatch, *arguments, stdin=""):
-    monkeypatch.setattr(sys, "argv", ["python -m", *map(str, arguments)])
-    return in_process(main, stdin=stdin)
 
 
 def is_no_run(folder):

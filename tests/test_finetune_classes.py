@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from running import in_process, refused
+from running import in_process, json_lines, module, refused
 from test_resume import assert_equal, metrics
 
 import finetune
 import train
 from minialpaca import chat, checkpoint, classify, generate
-from minialpaca.config import load, FinetuneConfig
+from minialpaca.config import FinetuneConfig, load
 from minialpaca.data.splits import split_texts
 from minialpaca.trainer import Trainer
 
@@ -91,15 +91,6 @@ def tune(command, run, *changes):
     return in_process(finetune.main, [*command, f"run.dir={run}", *changes])
 
 
-def module(main, monkeypatch, *arguments, stdin=""):
-    monkeypatch.setattr(sys, "argv", ["python -m", *map(str, arguments)])
-    return in_process(main, stdin=stdin)
-
-
-def records(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 # ── success ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -119,7 +110,7 @@ def test_two_groups_are_learned_and_everything_is_kept(labelled, folder):
 
 def test_the_predictions_give_the_marks(labelled, folder):
     run, _ = labelled
-    found, marks = records(run / "test_predictions.jsonl"), json.loads((run / "test_marks.json").read_text())
+    found, marks = json_lines(run / "test_predictions.jsonl"), json.loads((run / "test_marks.json").read_text())
     assert [(r["text"], r["right"]["mood"][0], r["right"]["topic"][0]) for r in found] == rows(20, seed=1)
     assert [r["place"] for r in found[:2]] == [f"{folder / 'test.csv'}, row 2", f"{folder / 'test.csv'}, row 3"]
     for group in ("mood", "topic"):
@@ -137,7 +128,7 @@ def test_the_best_weights_are_the_ones_that_are_marked(labelled):
     first = next(r for r in judged if r["val_macro_f1"] == max(r["val_macro_f1"] for r in judged))
     assert state["best"] == first["val_macro_f1"] and best.name == f"step-{first['step']:06}"
     labeller = classify.load_labeller(run)
-    found = records(run / "test_predictions.jsonl")
+    found = json_lines(run / "test_predictions.jsonl")
     for group, p_NC in zip(("mood", "topic"), labeller([r["text"] for r in found], batch_size=3)):
         kept = [list(r["probabilities"][group].values()) for r in found]
         torch.testing.assert_close(p_NC, torch.tensor(kept, dtype=torch.float64), rtol=0, atol=1e-6)
@@ -147,7 +138,7 @@ def test_the_last_weights_are_not_the_ones_that_are_marked(command, tmp_path):
     outcome = tune(command, tmp_path / "run", "optim.lr=3", "optim.warmup_steps=0", "train.best_by=val_loss",
                    "train.steps=2")
     assert outcome.code == 0 and checkpoint.find(tmp_path / "run", "best").name == "step-000000"
-    kept = [list(r["probabilities"]["mood"].values()) for r in records(tmp_path / "run" / "test_predictions.jsonl")]
+    kept = [list(r["probabilities"]["mood"].values()) for r in json_lines(tmp_path / "run" / "test_predictions.jsonl")]
     best, last = (classify.load_labeller(tmp_path / "run", which)([text for text, _, _ in rows(20, seed=1)])[0]
                   for which in ("best", "last"))
     kept = torch.tensor(kept, dtype=torch.float64)
@@ -192,7 +183,7 @@ def test_several_labels_random_weights_and_no_test_split(command, tmp_path, monk
                    "classes.labels=topic", "classes.several=topic", "loss.l2=0.001", "base.dropout=0.1")
     assert outcome.code == 0, outcome.err
     assert "validation, topic" in outcome.out and "test, topic" not in outcome.out
-    found = records(tmp_path / "run" / "validation_predictions.jsonl")
+    found = json_lines(tmp_path / "run" / "validation_predictions.jsonl")
     assert [] in [r["right"]["topic"] for r in found]
     assert all(r["said"]["topic"] == [c for c, p in r["probabilities"]["topic"].items() if p > 0.5] for r in found)
     assert module(classify.main, monkeypatch, tmp_path / "run", "x").out.startswith("topic: ")

@@ -73,7 +73,9 @@ def test_loading_runs_no_code(path):
 
 
 def test_there_is_one_place_that_loads_tensors():
-    assert [p.name for p in FILES if "torch.load(" in p.read_text(encoding="utf-8")] == ["checkpoint.py"]
+    calls = [(path.name, node) for path in FILES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Call)]
+    assert [name for name, call in calls if ast.unparse(call.func) == "torch.load"] == ["checkpoint.py"]
 
 
 ABOVE = {"minialpaca.trainer", "minialpaca.run", "minialpaca.scripts", "minialpaca.generate", "minialpaca.checkpoint"}
@@ -104,3 +106,18 @@ def test_imports_never_run_in_a_circle(name):
     parts = {m for m in MODULES if m.startswith(f"{name}.")}
     below = reachable(name) - parts if parts else reachable(name)
     assert name not in {other for m in below for other in GRAPH[m]}
+
+
+def imported(node):
+    if isinstance(node, ast.Import):
+        return [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+    return [alias.asname or alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+
+
+@pytest.mark.parametrize("path", [p for p in [*FILES, *sorted((ROOT / "tests").rglob("*.py"))] if p.name != "__init__.py"],
+                         ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_imported_in_vain(path):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    by_effect = {"readline"}  # gives `input` its line editing by being imported
+    assert {name for node in nodes for name in imported(node)} <= used | by_effect

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minialpaca.config import ClassesConfig
-from minialpaca.data import world
 from minialpaca.data.files import (array_objects, expand, fault, is_writable, line_objects, read_lines, refuse,
                                    whole_lines)
 from minialpaca.errors import UserError

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -61,9 +62,9 @@ class CorpusTask(Task):
         sizes = np.array([len(data) for data in self.tokenizer.piece_bytes])
         return int(sizes[self.evaluated()].sum())
 
+    @abstractmethod
     def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> Batch:
         """Windows of at most context + 1 tokens, and a key for each one's noise."""
-        raise NotImplementedError
 
     def describe(self, loss: float) -> str:
         return f"{loss:.4f} nats per hidden token"

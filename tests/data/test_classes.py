@@ -5,10 +5,10 @@ import gzip
 import json
 
 import pytest
+from running import refusal, written
 
 from minialpaca.config import ClassesConfig
 from minialpaca.data.classes import LabelledText, line_pattern, read_texts
-from minialpaca.errors import UserError
 
 ONE = ClassesConfig(lines="{label} {text}")
 TWO = ClassesConfig(labels=("mood", "topic"), lines="{mood}|{topic}|{text}")
@@ -18,23 +18,8 @@ TEXTS = [LabelledText("Fine soup.", (("good",), ("food",))),
          LabelledText("Warm.", (("good",), ("inn",)))]
 
 
-def written(path, content, encoding="utf-8"):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
-    return path
-
-
 def read(path, cfg=ONE, **changes):
     return read_texts([str(path)], dataclasses.replace(cfg, **changes))
-
-
-def refusal(call, *parts):
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, (part, message)
-    return message
 
 
 def pairs(texts):

@@ -2,14 +2,15 @@
 
 import gzip
 import json
-from fractions import Fraction
 import os
 import random
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from conftest import sentences
+from running import written
 
 from minialpaca.config import CorpusConfig
 from minialpaca.data import corpus, token_file, world
@@ -17,11 +18,6 @@ from minialpaca.data.corpus import Windows, parts, prepare, size, texts
 from minialpaca.data.token_file import TokenFile, TokenWriter
 from minialpaca.errors import UserError
 from minialpaca.log import PlainBar
-
-
-def written(path, content):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 def config(*paths, **fields):

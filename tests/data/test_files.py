@@ -6,27 +6,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from running import refusal, written
 
 from minialpaca.data import files
 from minialpaca.data.files import expand, read_lines, read_objects, refuse
-from minialpaca.errors import UserError
-
-
-def refusal(call, *parts):
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, (part, message)
-    return message
-
-
-def written(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
 
 # ── expand ───────────────────────────────────────────────────────────────────────────────────────
 
