@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from commands import tune
 from running import in_process, json_lines, module, refused
 from test_resume import assert_equal, metrics
 
@@ -85,10 +86,6 @@ def labelled(command, tmp_path_factory):
     outcome = tune(command, run, 'classes.labels=["mood", "topic"]', "train.steps=30", "train.eval_every=10")
     assert outcome.code == 0, outcome.err
     return run, outcome
-
-
-def tune(command, run, *changes):
-    return in_process(finetune.main, [*command, f"run.dir={run}", *changes])
 
 
 # ── success ──────────────────────────────────────────────────────────────────────────────────────
