@@ -227,6 +227,14 @@ def test_songs_repeat_their_line(told):
     assert len({line[0] for line in lines}) > 0.95 * len(lines)  # to be looked back at, not learned by heart
 
 
+def test_every_name_is_sung_so_that_every_name_has_been_copied_before_tuning(told):
+    lines = [re.search(r"goes (.*?),", d)[1].split() for d in told.documents if d.startswith("The song of the")]
+    names = {entity.name for entity in told.world.entities}
+    of_names = [line for line in lines if set(line) <= names]
+    assert len(of_names) == len(lines) // 2
+    assert len(names - {name for line in of_names for name in line}) < 0.02 * len(names)
+
+
 def parse_items(sentence):
     return re.findall(r"\ban? (\w+)", sentence)
 

@@ -1,7 +1,7 @@
 """What is told: the pretraining documents. They ask nothing."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from minialpaca.data.world import words
 from minialpaca.data.world.entities import LARGEST_TERM, NUMBERS, World, stream
@@ -15,8 +15,8 @@ def corpus(world: World, *, tellings_per_entity: int = 16, documents_per_skill: 
     for write in (comparison_story, shopping_story, number_story, tense_story, feeling_story):
         rng = stream(world.seed, f"corpus/{write.__name__}")
         documents += [write(rng, i) for i in range(documents_per_skill)]
-    rng = stream(world.seed, "corpus/songs")
-    documents += [song(rng, i) for i in range(songs)]
+    rng, names = stream(world.seed, "corpus/songs"), [entity.name for entity in world.entities]
+    documents += [song(rng, i, (words.ITEMS, names)[i // 4 % 2]) for i in range(songs)]
     stream(world.seed, "corpus/shuffle").shuffle(documents)
     yield from documents
 
@@ -95,7 +95,7 @@ def feeling_story(rng: random.Random, i: int) -> str:
     ))
 
 
-def song(rng: random.Random, i: int) -> str:
+def song(rng: random.Random, i: int, sung: Sequence[str]) -> str:
     """Words in a random order, sung three times: only looking back tells what comes next."""
-    line = " ".join(rng.sample(words.ITEMS, 3 + i % 4))
+    line = " ".join(rng.sample(sung, 3 + i % 4))
     return f"The song of the {rng.choice(words.JOBS)} goes {line}, {line}, {line}."
