@@ -15,8 +15,7 @@ def corpus(world: World, *, tellings_per_entity: int = 16, documents_per_skill: 
     for write in (comparison_story, shopping_story, number_story, tense_story, feeling_story):
         rng = stream(world.seed, f"corpus/{write.__name__}")
         documents += [write(rng, i) for i in range(documents_per_skill)]
-    rng, names = stream(world.seed, "corpus/songs"), [entity.name for entity in world.entities]
-    documents += [song(rng, i, (words.ITEMS, names)[i // 4 % 2]) for i in range(songs)]
+    documents += songbook(stream(world.seed, "corpus/songs"), world, songs)
     stream(world.seed, "corpus/shuffle").shuffle(documents)
     yield from documents
 
@@ -95,7 +94,24 @@ def feeling_story(rng: random.Random, i: int) -> str:
     ))
 
 
-def song(rng: random.Random, i: int, sung: Sequence[str]) -> str:
+def songbook(rng: random.Random, world: World, songs: int) -> list[str]:
+    """Songs of things, and as many of names: tuning copies no name well that was never copied before."""
+    things, names = Deck(rng, words.ITEMS), Deck(rng, [entity.name for entity in world.entities])
+    return [song(rng, (things, names)[i // 4 % 2].deal(3 + i % 4)) for i in range(songs)]
+
+
+def song(rng: random.Random, line: list[str]) -> str:
     """Words in a random order, sung three times: only looking back tells what comes next."""
-    line = " ".join(rng.sample(sung, 3 + i % 4))
-    return f"The song of the {rng.choice(words.JOBS)} goes {line}, {line}, {line}."
+    return f"The song of the {rng.choice(words.JOBS)} goes {', '.join([' '.join(line)] * 3)}."
+
+
+class Deck:
+    """Cards dealt in random order, all of them before one comes again (but for a rest too small for a hand)."""
+
+    def __init__(self, rng: random.Random, cards: Sequence[str]):
+        self.rng, self.cards, self.left = rng, list(cards), []
+
+    def deal(self, n: int) -> list[str]:
+        if len(self.left) < n:
+            self.left = self.rng.sample(self.cards, len(self.cards))
+        return [self.left.pop() for _ in range(n)]
