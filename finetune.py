@@ -24,6 +24,7 @@ from minialpaca.evaluate import answer_rows, write_marks
 from minialpaca.log import table
 from minialpaca.model import Transformer
 from minialpaca.observe import Observer, observer
+from minialpaca.peft import trained_rows
 from minialpaca.report import ClassObserver, class_table, write_class_marks
 from minialpaca.tasks.classification import Classification, judge, truths
 from minialpaca.tasks.instruction import Instruction
@@ -42,16 +43,20 @@ def main(arguments: list[str]) -> None:
     with run.opened(folder, settings.run.resume):
         run.refuse_other_recipe(folder, settings, tokenizer)
         task = Classification(settings, tokenizer) if labels else Instruction(settings, tokenizer)
-        model = base_model(settings, isinstance(base_settings, PretrainConfig), tokenizer)
-        model = (classify.classifier(settings, model, task.groups) if labels else model).to(device)
+        backbone = base_model(settings, tokenizer)
+        model = (classify.classifier(settings, backbone, task.groups) if labels else backbone).to(device)
+        adapter = run.adapted(model, backbone, settings)
         watch = ClassObserver(task) if labels else questioner(settings, task, tokenizer)
-        trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2)
+        trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2,
+                          adapter)
         if labels:
             classify.keep_labels(folder, task.groups)
         run.keep(folder, settings, tokenizer)
         scripts.show_settings(settings)
 
         scripts.show_parameters(model, device)
+        if adapter:
+            print(table(trained_rows(adapter), (f"trained: {settings.adapter.method}", "places", "rank", "parameters", "% of base")))
         best = trainer.fit()["best"]
         if labels:
             show_labels(settings, task, folder, best, device)
@@ -87,15 +92,11 @@ def refuse_other_world(settings: FinetuneConfig, base_settings) -> None:
                         f"{', '.join(base_settings.data.source)}; set data.source={told[0] if told else 'to files of yours'}")
 
 
-def base_model(settings: FinetuneConfig, is_pretraining: bool, tokenizer: Tokenizer) -> Transformer:
-    model, folder = run.build(settings), Path(settings.base.run)
+def base_model(settings: FinetuneConfig, tokenizer: Tokenizer) -> Transformer:
+    model = run.build(settings)
+    run.load_base(model, settings, tokenizer.sha256)
     if settings.base.weights != "random":
-        place = checkpoint.find(folder, settings.base.weights)
-        if place is None or (is_pretraining and checkpoint.read_state(place).get("step") == 0):
-            raise UserError(f"{folder}: its {settings.base.weights!r} weights are untrained yet; let train.py reach an "
-                            "evaluation, or set base.weights=random to start from nothing")
-        run.load_weights(model, place, tokenizer.sha256)
-        print(f"weights of {place}\n")
+        print(f"weights of {checkpoint.find(Path(settings.base.run), settings.base.weights)}\n")
     return model
 
 

@@ -87,7 +87,7 @@ def load_labeller(folder: str | Path, which: str = "best", device: torch.device 
                         "task.name = classification")
     tokenizer, groups = Tokenizer.load(folder / run.TOKENIZER), read_groups(folder, settings.classes)
     model = classifier(settings, run.build(settings), groups)
-    run.load_weights(model, run.weights_of(folder, which), tokenizer.sha256)
+    run.load_trained(model, model.backbone, settings, run.weights_of(folder, which), tokenizer.sha256)
     return Labeller(model.to(device).eval(), tokenizer, groups)
 
 

@@ -33,7 +33,8 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_n
     """
     max_new = room(model, prompts, max_new)
     new, real = pad_left(prompts, model.embed.weight.device)  # (B, T) of the prompts, later (B, 1)
-    cache = KVCache(model.cfg, len(prompts), new.shape[1] + max_new, new.device, model.embed.weight.dtype)
+    places = model.n_virtual + new.shape[1] + max_new
+    cache = KVCache(model.cfg, len(prompts), places, new.device, model.embed.weight.dtype)
     seen_BV = torch.zeros(len(prompts), model.cfg.vocab_size, dtype=torch.bool, device=new.device)
     for row, prompt in zip(seen_BV, prompts):
         row[torch.as_tensor(prompt, device=row.device)] = True

@@ -10,15 +10,19 @@ encoder's output between the two sub-layers.
 
 Tensor names end in their axes:
     B batch   T query position   S key position   D model width   V vocabulary
+    U places: the tokens, and what an adapter puts before them
     H query heads   G key/value heads   K head width   P = K/2 rotary pairs   F feed-forward width
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minialpaca.cache import KVCache, LayerCache
 from minialpaca.config import ModelConfig
@@ -116,11 +120,15 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], may_look: Tensor | None,
                 cache: LayerCache | None, maps: list[Tensor] | None) -> Tensor:
+        q_BHTK, k_BGSK, v_BGSK = self.project(x_BTD, angles, cache)
+        return self.join(self.attend(q_BHTK, k_BGSK, v_BGSK, may_look, maps))
+
+    def project(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: LayerCache | None) -> tuple[Tensor, ...]:
+        """Queries of these positions, keys and values of these and of all in the cache."""
         q_BHTK = rotate(self._heads(self.q_proj(x_BTD), self.n_heads), *angles)
         k_BGTK = rotate(self._heads(self.k_proj(x_BTD), self.n_kv_heads), *angles)
         v_BGTK = self._heads(self.v_proj(x_BTD), self.n_kv_heads)
-        k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if cache is None else cache.extend(k_BGTK, v_BGTK)
-        return self._join(self._attend(q_BHTK, k_BGSK, v_BGSK, may_look, maps))
+        return (q_BHTK, k_BGTK, v_BGTK) if cache is None else (q_BHTK, *cache.extend(k_BGTK, v_BGTK))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
@@ -130,10 +138,10 @@ class Attention(nn.Module):
         group = self.n_heads // self.n_kv_heads
         return x_BGSK if group == 1 else x_BGSK.repeat_interleave(group, dim=1)
 
-    def _join(self, mix_BHTK: Tensor) -> Tensor:
+    def join(self, mix_BHTK: Tensor) -> Tensor:
         return self.o_proj(mix_BHTK.transpose(1, 2).flatten(2))
 
-    def _attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, may_look: Tensor | None,
+    def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, may_look: Tensor | None,
                 maps: list[Tensor] | None) -> Tensor:
         """may_look None: everything; where causal, one whole sequence, or a single new token, which may look at all."""
         k_BHSK, v_BHSK = self._for_each_query_head(k_BGSK), self._for_each_query_head(v_BGSK)
@@ -170,7 +178,7 @@ class CrossAttention(Attention):
 
     def forward(self, x_BTD: Tensor, source: Source, maps: list[Tensor] | None = None) -> Tensor:
         q_BHTK = self._heads(self.q_proj(x_BTD), self.n_heads)
-        return self._join(self._attend(q_BHTK, source.k_BGSK, source.v_BGSK, source.may_look, maps))
+        return self.join(self.attend(q_BHTK, source.k_BGSK, source.v_BGSK, source.may_look, maps))
 
 
 class MLP(nn.Module):
@@ -234,6 +242,8 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.dropout = nn.Dropout(cfg.dropout)
+        self.register_module("virtual", None)  # where prompt tuning puts its vectors: called with (x_BTD, real_BT)
+        self.recompute = False
         self.causal, self.two_stacks = cfg.architecture != "encoder", cfg.architecture == "encoder_decoder"
         if self.two_stacks:
             self.encoder = Encoder(cfg)
@@ -259,20 +269,37 @@ class Transformer(nn.Module):
         """The last layer's normed output (B, T, D). `maps` collects the attention map of each layer."""
         if self.two_stacks != (sources is not None):
             raise ValueError(f"architecture {self.cfg.architecture!r} with{'out' * (sources is None)} sources")
-        places, may_look = self._view(tokens_BT, real_BT, cache)
-        x_BTD = self.dropout(self.embed(tokens_BT))
-        angles = self._angles(places, x_BTD)
+        x_BUD, real_BU = self._embedded(tokens_BT, real_BT, cache)
+        places, may_look = self._view(x_BUD, real_BU, cache)
+        x_BUD = self.dropout(x_BUD)
+        angles = self._angles(places, x_BUD)
         for i, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, angles, may_look, cache.layer(i) if cache else None, maps,
-                          sources[i] if sources else None)
+            x_BUD = self._through(layer)(x_BUD, angles, may_look, cache.layer(i) if cache else None, maps,
+                                         sources[i] if sources else None)
         if cache:
-            cache.advance(tokens_BT.shape[1])
-        return self.final_norm(x_BTD)
+            cache.advance(x_BUD.shape[1])
+        return self.final_norm(x_BUD)[:, -tokens_BT.shape[1]:]
+
+    def _embedded(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor | None]:
+        """The embeddings; before a text, which is before its first piece alone, what an adapter puts there."""
+        x_BTD = self.embed(tokens_BT)
+        return (x_BTD, real_BT) if self.virtual is None or (cache and cache.length) else self.virtual(x_BTD, real_BT)
+
+    def _through(self, layer: Block) -> Callable[..., Tensor]:
+        """The layer; with `recompute` one that keeps its input alone and computes the rest again on the way back."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return layer
+        return functools.partial(checkpoint, layer, use_reentrant=False)  # the reentrant one loses frozen inputs' gradients
+
+    @property
+    def n_virtual(self) -> int:
+        """How many places an adapter takes before each text; they are no part of the context of max_seq_len tokens."""
+        return 0 if self.virtual is None else len(self.virtual)
 
     def encode(self, source_BS: Tensor, real_BS: Tensor | None = None) -> list[Source]:
         """The encoder's output as keys and values for each layer of the decoder: computed once, however long it speaks."""
-        places, may_look = self._both_ways(source_BS, real_BS)
         x_BSD = self.dropout(self.embed(source_BS))
+        places, may_look = self._both_ways(x_BSD, real_BS)
         output_BSD = self.encoder(x_BSD, self._angles(places, x_BSD), may_look)
         return [layer.cross.source(output_BSD, may_look) for layer in self.layers]
 
@@ -284,13 +311,13 @@ class Transformer(nn.Module):
         places = places.double() if x_BTD.dtype == torch.float64 else places  # then float64 throughout
         return tuple(a.unsqueeze(-3) for a in rotary_angles(places, self.cfg.d_head, self.cfg.rope_theta))
 
-    def _view(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor | None]:
+    def _view(self, x_BTD: Tensor, real_BT: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor | None]:
         """Each token's position and what it may look at; None stands for plain causal, or for everything."""
         if not self.causal:
-            return self._both_ways(tokens_BT, real_BT)
-        T, device = tokens_BT.shape[1], tokens_BT.device
+            return self._both_ways(x_BTD, real_BT)
+        T, device = x_BTD.shape[1], x_BTD.device
         offset = cache.length if cache else 0
-        self._refuse_overflow(offset, T, cache.max_len if cache else self.cfg.max_seq_len)
+        self._refuse_overflow(offset, T, cache.max_len if cache else self.cfg.max_seq_len + self.n_virtual)
         real_BS = cache.note_real(real_BT, T) if cache else real_BT
         if real_BS is None:
             places_T = torch.arange(offset, offset + T, device=device)
@@ -298,11 +325,11 @@ class Transformer(nn.Module):
         places_BT = (real_BS.cumsum(-1) - 1).clamp(min=0)[:, offset:]
         return places_BT, _causal_among_real(real_BS, offset, T)[:, None]
 
-    def _both_ways(self, tokens_BT: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _both_ways(self, x_BTD: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Every query may look at every real key; in a row of nothing but padding at all, so that no softmax is empty."""
-        self._refuse_overflow(0, tokens_BT.shape[1], self.cfg.max_seq_len)
+        self._refuse_overflow(0, x_BTD.shape[1], self.cfg.max_seq_len + self.n_virtual)
         if real_BT is None:
-            return torch.arange(tokens_BT.shape[1], device=tokens_BT.device), None
+            return torch.arange(x_BTD.shape[1], device=x_BTD.device), None
         seen_BT = real_BT | ~real_BT.any(-1, keepdim=True)
         return (real_BT.cumsum(-1) - 1).clamp(min=0), seen_BT[:, None, None]
 

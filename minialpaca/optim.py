@@ -21,16 +21,16 @@ def roles(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                found[_role(module, name)].append(parameter)
+                found[_role(module, name, parameter)].append(parameter)
     return found
 
 
-def _role(module: nn.Module, name: str) -> str:
+def _role(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
     if isinstance(module, nn.Embedding):
         return "embedding"
     if isinstance(module, (RMSNorm, nn.LayerNorm)):
         return "norm"
-    return "bias" if name == "bias" else "matrix"
+    return "bias" if parameter.ndim == 1 else "matrix"  # or another vector of an adapter's, whose neutral value is not 0
 
 
 def build_adamw(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:

@@ -15,6 +15,7 @@ from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.errors import UserError, reason
 from minialpaca.heads import backbone_weights
 from minialpaca.model import Transformer
+from minialpaca.peft import Adapter, apply
 from minialpaca.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER = "config.toml", "tokenizer.model"
@@ -122,7 +123,9 @@ def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | P
 def build(settings, device: torch.device | str = "cpu", **changes) -> Transformer:
     """The untrained model of a config; one that is too large for the machine is refused before anything is written."""
     try:
-        return Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed).to(device)
+        model = Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed).to(device)
+        model.recompute = settings.train.recompute
+        return model
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # PyTorch's ways of saying that it is too much
         raise UserError(f"model: cannot be made on {device} ({(str(error).splitlines() or ['no memory'])[0][:200]}); "
                         "make it smaller: model.d_model, n_layers, d_ff, vocab_size") from None
@@ -135,8 +138,38 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
     settings = settings_of(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     model = build(settings, **changes)
-    load_weights(model, weights_of(folder, which), tokenizer.sha256)
+    load_trained(model, model, settings, weights_of(folder, which), tokenizer.sha256)
     return model.to(device).eval(), tokenizer
+
+
+def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path, tokenizer_sha256: str) -> None:
+    """A run's weights: all of them, or those of its base and its adapter, which is left in the model."""
+    if isinstance(settings, FinetuneConfig) and settings.adapter.method != "none":
+        load_base(backbone, settings, tokenizer_sha256)
+        load_weights(adapted(model, backbone, settings), place, tokenizer_sha256)
+    else:
+        load_weights(model, place, tokenizer_sha256)
+
+
+def adapted(model: nn.Module, backbone: Transformer, settings: FinetuneConfig) -> Adapter | None:
+    """Put the method of a config into a model; what is no part of the backbone is new, and trained in any case."""
+    new = [child for child in model.children() if child is not backbone] if model is not backbone else []
+    return apply(model, settings.adapter, settings.run.seed, new)
+
+
+def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: str) -> None:
+    """The weights that a run starts from; `random` leaves those of its seed."""
+    folder, which = Path(settings.base.run), settings.base.weights
+    if which == "random":
+        return
+    base, place = settings_of(folder), checkpoint.find(folder, which)
+    if isinstance(base, FinetuneConfig) and base.adapter.method != "none":
+        raise UserError(f"{folder}: holds an adapter ({base.adapter.method}) and no whole model; merge it with its base: "
+                        f"python -m minialpaca.merge {folder} OUT")
+    if place is None or (isinstance(base, PretrainConfig) and checkpoint.read_state(place).get("step") == 0):
+        raise UserError(f"{folder}: its {which!r} weights are untrained yet; let train.py reach an evaluation, or set "
+                        "base.weights=random to start from nothing")
+    load_weights(model, place, tokenizer_sha256)
 
 
 def weights_of(folder: Path, which: str) -> Path:
@@ -147,13 +180,16 @@ def weights_of(folder: Path, which: str) -> Path:
     return place
 
 
-def load_weights(model: nn.Module, place: Path, tokenizer_sha256: str) -> None:
-    """The weights of a checkpoint, after asking whether they are whole, and of this vocabulary and shape.
+def load_weights(model: nn.Module | Adapter, place: Path, tokenizer_sha256: str) -> None:
+    """The weights of a checkpoint, after asking whether they are whole, and of this vocabulary, base and shape.
 
     A Transformer takes its part of a classifier's weights, too.
     """
     checkpoint.verify(place)
     _refuse_other_tokenizer(place, tokenizer_sha256)
+    if isinstance(model, Adapter) and checkpoint.read_state(place).get("base") != model.fingerprint():
+        raise UserError(f"{place}: is an adapter for another base than the weights that base.run and base.weights name; "
+                        "give it the base that it was trained on")
     checkpoint.restore(place, "model", model, backbone_weights if isinstance(model, Transformer) else dict)
 
 

@@ -17,6 +17,7 @@ from minialpaca.log import RunLog, progress
 from minialpaca.mend import mend
 from minialpaca.objectives import squared_norm
 from minialpaca.optim import build_adamw, clip_by_global_norm, learning_rate
+from minialpaca.peft import Adapter
 from minialpaca.tasks import Task
 
 Observer = Callable[[nn.Module, RunLog, int], None]  # shows sample answers and attention maps at an evaluation
@@ -55,8 +56,10 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, task: Task, optim: OptimConfig, train: TrainConfig, seed: int,
-                 folder: Path, observe: Observer = lambda model, log, step: None, l2: float = 0.0):
+                 folder: Path, observe: Observer = lambda model, log, step: None, l2: float = 0.0,
+                 adapter: Adapter | None = None):
         self.model, self.task, self.optim, self.train, self.l2 = model, task, optim, train, l2
+        self.adapter, self.saved = adapter, adapter or model  # with an adapter, its tensors alone are trained and saved
         refuse_unmeasured(train, task)
         self.seed, self.folder, self.observe = seed, folder, observe
         self.device = next(model.parameters()).device
@@ -65,6 +68,9 @@ class Trainer:
         self.total_batches = (train.steps * train.accumulation if train.steps
                               else max(1, round(train.epochs * task.batches_per_epoch())))
         self.total_steps = math.ceil(self.total_batches / train.accumulation)
+        if adapter:
+            adapter.refuse_patience(train.patience)
+            adapter.start(self.total_steps)
         self.state = {"step": 0, "best": None, "evaluations_without_gain": 0, "stopped_early": False}
 
     # ── the whole run ────────────────────────────────────────────────────────────────────────────
@@ -94,17 +100,19 @@ class Trainer:
         if n_supervised == 0:
             raise UserError(f"step {step + 1}: no supervised token in its {len(batches)} micro-batches")
         loss = self._backward(batches, n_supervised)                             # 3. gradient of the mean over it
-        penalty = self._backward_l2() if self.l2 else None                       # 4. and of λ‖θ‖², once a step
-        grad_norm = clip_by_global_norm(self.model.parameters(), self.optim.clip_norm)  # 5. clip, all together
-        self._refuse_nonfinite(loss, grad_norm, step)                            # 6. nothing broken reaches a weight
-        lr = self._set_lr(step)                                                  # 7. the schedule's rate
-        self.optimizer.step()                                                    # 8. update
-        self.optimizer.zero_grad(set_to_none=True)                               # 9. forget the gradient
+        penalties = self._backward_penalties()                                   # 4. and of the penalties, once a step
+        if self.adapter:
+            self.adapter.before_clip(step + 1)                                   # 5. AdaLoRA's sensitivity
+        grad_norm = clip_by_global_norm(self.model.parameters(), self.optim.clip_norm)  # 6. clip, all together
+        self._refuse_nonfinite(loss, grad_norm, step)                            # 7. nothing broken reaches a weight
+        lr = self._set_lr(step)                                                  # 8. the schedule's rate
+        self.optimizer.step()                                                    # 9. update
+        noted = self.adapter.after_update(step + 1) if self.adapter else {}      # 10. AdaLoRA's mask
+        self.optimizer.zero_grad(set_to_none=True)                               # 11. forget the gradient
         self.state["step"] = step + 1
         seconds = time.perf_counter() - started
-        return {"step": step + 1, "loss": loss.item(), **({"l2": penalty.item()} if self.l2 else {}), "lr": lr,
-                "grad_norm": grad_norm.item(),
-                "tokens_per_s": round(sum(batch.n_tokens for batch in batches) / seconds, 1)}
+        return {"step": step + 1, "loss": loss.item(), **penalties, "lr": lr, "grad_norm": grad_norm.item(),
+                "tokens_per_s": round(sum(batch.n_tokens for batch in batches) / seconds, 1), **noted}
 
     # ── parts of a step ──────────────────────────────────────────────────────────────────────────
 
@@ -125,11 +133,16 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def _backward_l2(self) -> Tensor:
-        """Adds the gradient of λ‖θ‖₂², θ being all that is trained; a tied matrix counts once."""
-        penalty = self.l2 * squared_norm(p for p in self.model.parameters() if p.requires_grad)
-        penalty.backward()
-        return penalty.detach()
+    def _backward_penalties(self) -> dict[str, float]:
+        """Adds the gradients of λ‖θ‖₂² (θ being all that is trained; a tied matrix counts once) and of the adapter's term."""
+        terms = {}
+        if self.l2:
+            terms["l2"] = self.l2 * squared_norm(p for p in self.model.parameters() if p.requires_grad)
+        if self.adapter and (penalty := self.adapter.penalty()) is not None:
+            terms["orthogonality"] = penalty
+        for term in terms.values():
+            term.backward()
+        return {name: term.item() for name, term in terms.items()}
 
     def _set_lr(self, step: int) -> float:
         lr = learning_rate(self.optim, step, self.total_steps)
@@ -166,16 +179,16 @@ class Trainer:
             record |= evaluate(self.model, self.task, self.device)
             if not math.isfinite(record["val_loss"]):
                 raise self._diverged(step, f"validation loss {record['val_loss']}", "saved")
-            improved = self._judge(record[self.train.best_by])
+            improved = self._judge(record[self.train.best_by], self.adapter is None or self.adapter.may_be_best(step))
             self.observe(self.model, self.log, step)
         self.log.metrics(record)
         self._show(record, improved)
         if saved:
             self._save(improved)
 
-    def _judge(self, value: float) -> bool:
+    def _judge(self, value: float, eligible: bool = True) -> bool:
         best, lower = self.state["best"], self.train.best_by == "val_loss"
-        improved = math.isfinite(value) and (best is None or (value < best if lower else value > best))
+        improved = eligible and math.isfinite(value) and (best is None or (value < best if lower else value > best))
         if improved:
             self.state["best"], self.state["evaluations_without_gain"] = value, 0
         else:
@@ -199,8 +212,9 @@ class Trainer:
     def _save(self, improved: bool) -> None:
         self.log.flush()
         checkpoint.save(self.folder, self.state["step"],
-                        {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()},
-                        {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256},
+                        {"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},
+                        {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
+                         **({"base": self.adapter.fingerprint()} if self.adapter else {})},
                         best=improved)
 
     def _resume(self) -> None:
@@ -208,7 +222,7 @@ class Trainer:
         place = checkpoint.find(self.folder)
         if place is None:
             return
-        run.load_weights(self.model, place, self.task.tokenizer_sha256)
+        run.load_weights(self.saved, place, self.task.tokenizer_sha256)
         saved = checkpoint.read_state(place)
         if not {*self.state, "data"} <= saved.keys():
             raise UserError(f"{place / 'state.json'}: lacks {', '.join({*self.state, 'data'} - saved.keys())}; it is of another "

@@ -104,13 +104,13 @@ of("model:Attention._for_each_query_head", "test_model.py::test_the_model_is_the
    ("repeat_interleave(group, dim=1)", "repeat_interleave(group, dim=1).roll(1, 1)"),
    ("repeat_interleave(group, dim=1)", "mean(1, keepdim=True).expand(-1, self.n_heads, -1, -1)"))
 
-of("model:Attention.forward", "test_model.py::test_the_model_is_the_papers_decoder[GQA-fused]",
+of("model:Attention.project", "test_model.py::test_the_model_is_the_papers_decoder[GQA-fused]",
    ("self.k_proj(x_BTD)", "self.v_proj(x_BTD)"),
    ("q_BHTK = rotate(self._heads(self.q_proj(x_BTD), self.n_heads), *angles)",
     "q_BHTK = self._heads(self.q_proj(x_BTD), self.n_heads)"),
    ("v_BGTK = self._heads(self.v_proj(x_BTD), self.n_kv_heads)",
     "v_BGTK = rotate(self._heads(self.v_proj(x_BTD), self.n_kv_heads), *angles)"),
-   ("(k_BGTK, v_BGTK) if", "(v_BGTK, k_BGTK) if"))
+   ("(q_BHTK, k_BGTK, v_BGTK) if", "(q_BHTK, v_BGTK, k_BGTK) if"))
 
 of("model:Block.forward", "test_model.py::test_the_model_is_the_papers_decoder[MHA-fused]",
    ("x_BTD + self.dropout(self.attn(", "self.dropout(self.attn("),
@@ -119,10 +119,10 @@ of("model:Block.forward", "test_model.py::test_the_model_is_the_papers_decoder[M
    ("self.mlp_norm(x_BTD)", "self.attn_norm(x_BTD)"))
 
 of("model:Transformer.hidden", "test_model.py::test_the_model_is_the_papers_decoder[GQA-fused]",
-   ("self.final_norm(x_BTD)", "x_BTD"),
+   ("self.final_norm(x_BUD)", "x_BUD"),
    ("enumerate(self.layers)", "enumerate(reversed(self.layers))"),
    ("enumerate(self.layers)", "enumerate(self.layers[1:])"),
-   ("self.dropout(self.embed(tokens_BT))", "self.embed(tokens_BT)",
+   ("x_BUD = self.dropout(x_BUD)", "x_BUD = x_BUD",
     "test_dropout_acts_in_training_and_never_in_evaluation[embedding-fused]"))
 
 of("model:Transformer._angles", "test_model.py::test_the_model_is_the_papers_decoder[GQA-fused]",
@@ -153,6 +153,154 @@ of("model:init_std", "test_model.py::test_initial_weights_have_the_spread_of_the
    ("matrix / math.sqrt(", "matrix * math.sqrt("),
    ('(("embed", "lm_head"), cfg.init_std)', '(("embed", "lm_head"), matrix)'),
    ('("o_proj", "down_proj")', '("o_proj", "up_proj", "down_proj")'))  # llama2.c's slip
+
+# ── few parameters ───────────────────────────────────────────────────────────────────────────────
+
+of("peft.lora:low_rank", "peft/test_formulas.py::test_lora_is_the_papers_product",
+   ("scale * F", "-scale * F"),
+   ("scale * F", "F"),
+   ("scale * F", "scale**2 * F"),
+   ("F.linear(F.linear(x, A_RI), B_OR)", "2 * F.linear(F.linear(x, A_RI), B_OR)"))
+
+of("peft.lora:lora_scale", "peft/test_formulas.py::test_the_scale_is_alpha_over_r_or_over_its_root",
+   ("alpha / (", "alpha * ("),
+   ("alpha / (", "rank / ("),
+   ("math.sqrt(rank) if rank_stabilised else rank", "rank"),
+   ("math.sqrt(rank) if rank_stabilised else rank", "rank if rank_stabilised else math.sqrt(rank)"))
+
+of("peft.lora:LoRALinear.__init__", "peft/test_formulas.py::test_lora_begins_with_a_gaussian_and_a_zero",
+   ("/ math.sqrt(I)", "/ math.sqrt(O)"),
+   ("/ math.sqrt(I)", "/ I"),
+   ("torch.randn(cfg.rank", "torch.rand(cfg.rank"),
+   ("torch.zeros(O", "torch.ones(O"))
+
+of("peft.lora:LoRALinear.forward", "peft/test_formulas.py::test_lora_is_the_papers_product",
+   ("self.base(x) + self", "self.base(x) - self"),
+   ("self.base(x) + self.delta(x)", "self.delta(x)"))
+
+of("peft.lora:LoRALinear.delta", "peft/test_formulas.py::test_lora_drops_of_its_own_input_alone",
+   ("self.dropout(x)", "x"))
+
+of("peft.lora:row_norms", "peft/test_formulas.py::test_dora_is_the_papers_magnitude_times_direction",
+   ("W_OI, dim=1", "W_OI, 1, dim=1"),
+   ("vector_norm(W_OI, dim=1)", "vector_norm(W_OI)"),
+   ("torch.linalg.vector_norm(W_OI, dim=1)", "W_OI.square().sum(1)"),
+   ("torch.linalg.vector_norm(W_OI, dim=1)", "W_OI.abs().amax(1)"))
+
+of("peft.lora:DoRALinear.forward", "peft/test_formulas.py::test_dora_is_the_papers_magnitude_times_direction",
+   ("+ self.delta(x)", "- self.delta(x)"),
+   ("self.direction() * y", "y"),
+   ("self.direction() * y", "self.direction() + y"),
+   ("F.linear(x, self.base.weight)", "self.base(x)"))  # the bias would be stretched, too
+
+of("peft.lora:DoRALinear.direction", "peft/test_formulas.py::test_dora_is_the_papers_magnitude_times_direction",
+   ("self.m / ", "self.m * "),
+   ("self.weight()", "self.base.weight"),
+   (".detach()", "", "test_doras_norm_is_a_constant_to_the_gradient"))
+
+of("peft.freeze:Biased.forward", "peft/test_formulas.py::test_bitfit_adds_a_vector",
+   ("y + self", "y - self"),
+   ("y + self", "y * self"),
+   ("y + self.beta.to(y.dtype)", "y"),
+   ("y + self", "y + 2 * self"))
+
+of("peft.houlsby:bottleneck", "peft/test_formulas.py::test_houlsby_is_the_papers_bottleneck",
+   ("h + F", "F"),
+   ("h + F", "h - F"),
+   ("F.gelu(", "F.relu("),
+   ("down_MD, down_M)", "down_MD)"),
+   ("up_DM, up_D)", "up_DM)"))
+
+of("peft.houlsby:Bottleneck.__init__", "peft/test_formulas.py::test_houlsby_begins_near_the_identity",
+   ("STD * ", "10 * STD * "),
+   (".clamp(-2, 2)", ""))
+
+of("peft.ia3:Stretched.forward", "peft/test_formulas.py::test_ia3_stretches_outputs_or_inputs",
+   ("self.l * x", "x", "test_ia3_stretches_outputs_or_inputs[True]"),
+   ("self.l * x", "self.l + x", "test_ia3_stretches_outputs_or_inputs[True]"),
+   ("self.l * y", "y", "test_ia3_stretches_outputs_or_inputs[False]"),
+   ("self.l * y", "self.l + y", "test_ia3_stretches_outputs_or_inputs[False]"))
+
+of("peft.ia3:IA3.modules", "peft/test_formulas.py::test_ia3_stretches_keys_values_and_the_inner_activation",
+   ('"k_proj", "v_proj"', '"q_proj", "v_proj"'),
+   ("for name in INPUT)", "for name in ())"))
+
+of("peft.virtual:PrefixAttention.forward", "peft/test_formulas.py::test_a_prefix_is_keys_and_values_that_all_may_look_at[True]",
+   ("value=True", "value=False"),
+   ("before(self.k, k_BGSK)", "before(self.v, k_BGSK)"),
+   ("before(self.v, v_BGSK)", "before(self.k, v_BGSK)"),
+   ("(self.k.shape[1], 0)", "(0, self.k.shape[1])"))
+
+of("peft.virtual:VirtualTokens.forward", "peft/test_formulas.py::test_a_prompt_is_what_the_same_tokens_would_be",
+   ("(virtual_BND, x_BTD)", "(x_BTD, virtual_BND)"),
+   ("self.vectors.to", "-self.vectors.to"),
+   ("self.vectors.to", "self.vectors.flip(0).to"),
+   ("value=True", "value=False", "test_padding_and_the_cache_change_nothing[prompt]"))
+
+of("peft.adalora:triplets", "peft/test_formulas.py::test_adalora_is_the_papers_triple_product",
+   ("scale * F", "F"),
+   ("scale * F", "-scale * F"),
+   ("lambda_R * F", "F"),
+   ("lambda_R * F", "lambda_R.abs() * F"))
+
+of("peft.adalora:orthogonality", "peft/test_formulas.py::test_the_orthogonality_term_is_the_papers_two_squared_norms",
+   ("P_OR.mT @ P_OR - one_RR", "P_OR.mT @ P_OR + one_RR"),
+   ("Q_RI @ Q_RI.mT - one_RR", "Q_RI @ Q_RI.mT"),
+   ("(Q_RI @ Q_RI.mT - one_RR).square().sum()", "(Q_RI @ Q_RI.mT - one_RR).norm()"),  # as the program has it
+   (".square().sum() + (Q", ".square().mean() + (Q"))
+
+of("peft.adalora:AdaLoRALinear.prune", "peft/test_adalora.py::test_budget_scores_and_masks_are_the_papers_over_a_whole_schedule",
+   ("self.kept", "~self.kept"),
+   ("mul_(self.kept)", "add_(self.kept)"),
+   ("self.lambdas.mul_(self.kept)", "None"),
+   ("self.lambdas.mul_(self.kept)", "self.lambdas.mul_(0)"))
+
+of("peft.adalora:AdaLoRALinear.note_gradient", "peft/test_adalora.py::test_budget_scores_and_masks_are_the_papers_over_a_whole_schedule",
+   ("average(mean, now, beta1)", "average(mean, now, beta2)"),
+   ("uncertainty(spread, now, mean, beta2)", "uncertainty(spread, now, mean, beta1)"))
+
+of("peft.budget:sensitivity", "peft/test_adalora.py::test_budget_scores_and_masks_are_the_papers_over_a_whole_schedule",
+   (".abs()", ""),
+   (".abs()", ".square()"),
+   ("w * gradient", "gradient"),
+   ("w * gradient", "w + gradient"))
+
+of("peft.budget:average", "peft/test_adalora.py::test_budget_scores_and_masks_are_the_papers_over_a_whole_schedule",
+   ("beta1 * before", "(1 - beta1) * before"),
+   ("(1 - beta1)", "beta1"),
+   ("before + (1", "before - (1"),
+   ("beta1 * before +", "before +"))
+
+of("peft.budget:uncertainty", "peft/test_adalora.py::test_budget_scores_and_masks_are_the_papers_over_a_whole_schedule",
+   ("now - mean", "now + mean"),
+   ("now - mean", "now"),
+   ("beta2 * before", "(1 - beta2) * before"),
+   ("(1 - beta2)", "beta2"))
+
+of("peft.budget:importance", "peft/test_adalora.py::test_budget_scores_and_masks_are_the_papers_over_a_whole_schedule",
+   ("s_OR.mean(0)", "s_OR.sum(0)"),
+   ("s_RI.mean(1)", "s_RI.sum(1)"),
+   ("s_R + ", ""),
+   ("+ s_RI", "- s_RI"))
+
+of("peft.budget:Schedule.budget", "peft/test_adalora.py::test_the_budget_by_pencil",
+   ("** 3", "** 2"),
+   ("(1 - part)", "part"),
+   ("(step - self.warmup) /", "(step - self.warmup - self.final) /"),  # as the paper prints it
+   ("(self.total - self.warmup - self.final)", "(self.total - self.final)"),
+   ("step < self.warmup", "step < 2 * self.warmup", "test_budget_scores_and_masks_are_the_papers_over_a_whole_schedule"),
+   ("self.first - self.last", "self.first"))
+
+of("peft.budget:Schedule.allocates", "peft/test_adalora.py::test_the_budget_by_pencil",
+   ("step == end or", "False or"),
+   ("self.warmup <= step", "self.warmup < step"),
+   ("% self.interval == 0", "% self.interval == 1"))
+
+of("peft.budget:allocate", "peft/test_adalora.py::test_exactly_so_many_stay_and_ties_are_shared_out",
+   ("descending=True", "descending=False"),
+   ("order[:budget]", "order[:budget + 1]"),
+   ("order[:budget]", "order[budget:]"),
+   ("order = triplet.argsort(stable=True)", "order = torch.arange(len(score))"))
 
 # ── losses and tasks ─────────────────────────────────────────────────────────────────────────────
 

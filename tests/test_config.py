@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from minialpaca import config
 from minialpaca.config import (
+    AdapterConfig,
     BaseConfig,
     ClassesConfig,
     CorpusConfig,
@@ -32,7 +33,7 @@ from minialpaca.config import (
 from minialpaca.errors import UserError
 
 FORMS = (PretrainConfig, FinetuneConfig)
-SECTIONS = (RunConfig, CorpusConfig, InstructionConfig, TokenizerConfig, ModelConfig, ObjectiveConfig, LossConfig,
+SECTIONS = (RunConfig, CorpusConfig, InstructionConfig, TokenizerConfig, ModelConfig, ObjectiveConfig, LossConfig, AdapterConfig,
             TaskConfig, ClassesConfig, BaseConfig, OptimConfig, TrainConfig, SampleConfig)
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
@@ -262,6 +263,12 @@ IMPOSSIBLE = {
     LossConfig: {"l2": [-1.0, math.inf, math.nan], "label_smoothing": [-0.1, 1.0, math.nan],
                  "r_drop": [-0.1, math.inf, math.nan]},
     TaskConfig: {"name": ["chat", ""]},
+    AdapterConfig: {"method": ["qlora", ""], "layers": ["", "1", "a:", "::2"], "targets": [("",)], "also": [("heads",)],
+                    "rank": [0], "alpha": [0.0, -1.0, math.inf, math.nan], "dropout": [1.0, -0.1, math.nan],
+                    "bottleneck": [0], "placement": ["attn", ""], "length": [0], "target_rank": [0.0, math.nan],
+                    "warmup_part": [-0.1, 1.0, math.nan], "final_part": [-0.1, 0.9, math.nan], "interval": [0],
+                    "orthogonality": [-0.1, math.inf, math.nan], "sensitivity_decay": [0.0, 1.0, math.nan],
+                    "uncertainty_decay": [0.0, 1.0, math.nan]},
     ClassesConfig: {"text": [()], "labels": [(), ("a", "a")], "several": [("x",)], "separator": [""],
                     "test_fraction": [1.0, -0.1, math.nan], "leaks": ["", "warn"], "over_long": ["drop", ""],
                     "pooling": ["max", ""], "encoding": ["utf-9", "", "base64", "a\0b"]},
@@ -281,7 +288,8 @@ def test_every_field_that_can_be_impossible_is_in_the_table():
     free = {f"{s.__name__}.{f.name}" for s in SECTIONS for f in dataclasses.fields(s) if f.name not in IMPOSSIBLE[s]}
     assert free == {"CorpusConfig.val_source", "CorpusConfig.text_field", "InstructionConfig.val_source",
                     "InstructionConfig.test_source", "TokenizerConfig.path", "ModelConfig.tie_embeddings",
-                    "SampleConfig.prompts", "ClassesConfig.lines", "ClassesConfig.header", "ClassesConfig.quotes"}
+                    "SampleConfig.prompts", "ClassesConfig.lines", "ClassesConfig.header", "ClassesConfig.quotes",
+                    "TrainConfig.recompute", "AdapterConfig.rank_stabilised"}
 
 
 def test_odd_head_widths_are_refused():

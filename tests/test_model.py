@@ -573,7 +573,7 @@ def test_dropout_keeps_the_expected_attention(attention):
     attn = tiny.model(attention=attention, dropout=0.3).layers[0].attn.train()
     ones = torch.ones(16, 6, 64, 10)
     torch.manual_seed(0)
-    mix = attn._attend(ones, ones[:, :3], ones[:, :3], None, None)
+    mix = attn.attend(ones, ones[:, :3], ones[:, :3], None, None)
     assert float(mix.mean()) == pytest.approx(1, abs=0.01) and float(mix.std()) > 0.05
 
 

@@ -8,7 +8,10 @@ impossible value an error that names the rule. The sentence under each field is 
 
 from minialpaca.config.files import default_of, describe, differences, field_docs, load, read_toml, to_toml
 from minialpaca.config.sections import (
+    ADAPTERS,
     ARCHITECTURE_OF,
+    ROLES,
+    AdapterConfig,
     BaseConfig,
     ClassesConfig,
     CorpusConfig,
@@ -28,8 +31,8 @@ from minialpaca.config.sections import (
 )
 
 __all__ = [
-    "ARCHITECTURE_OF", "BaseConfig", "ClassesConfig", "CorpusConfig", "FinetuneConfig", "InstructionConfig",
-    "LossConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PretrainConfig", "RunConfig", "SampleConfig",
-    "TaskConfig", "TokenizerConfig", "TrainConfig", "default_of", "describe", "differences", "field_docs",
-    "is_device", "load", "read_toml", "to_toml",
+    "ADAPTERS", "ARCHITECTURE_OF", "ROLES", "AdapterConfig", "BaseConfig", "ClassesConfig", "CorpusConfig",
+    "FinetuneConfig", "InstructionConfig", "LossConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig",
+    "PretrainConfig", "RunConfig", "SampleConfig", "TaskConfig", "TokenizerConfig", "TrainConfig", "default_of",
+    "describe", "differences", "field_docs", "is_device", "load", "read_toml", "to_toml",
 ]

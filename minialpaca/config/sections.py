@@ -318,6 +318,75 @@ class BaseConfig:
         })
 
 
+ADAPTERS = ("none", "freeze", "bitfit", "lora", "dora", "houlsby", "adalora", "ia3", "prefix", "prompt")
+ROLES = ("embedding", "norm", "bias", "head")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    SECTION: typing.ClassVar[str] = "adapter"
+
+    method: str = "none"
+    """How few parameters are trained: `none` (all of them), `freeze`, `bitfit`, `lora`, `dora`, `houlsby`, `adalora`, `ia3`, `prefix` or `prompt`; the base's own stay as they are in all but `none`."""
+    layers: str = ":"
+    """Which layers, as a slice: `:` all, `-2:` the last two, `1:3` the second and third. `freeze` trains these whole; the others are put into these."""
+    targets: tuple[str, ...] = ()
+    """bitfit, lora, dora, adalora, ia3: the Linears, by the end of their names (q_proj, mlp.up_proj, lm_head); where empty, those of the method's paper."""
+    also: tuple[str, ...] = ()
+    """What is trained whole besides, in all layers: `embedding`, `norm`, `bias`, `head`; a classifier's new heads always are."""
+    rank: int = 8
+    """lora, dora, adalora: r, the rank that a change of a matrix begins with."""
+    alpha: float = 16.0
+    """lora, dora, adalora: α of the scale α/r."""
+    rank_stabilised: bool = False
+    """lora, dora: the scale is α/√r instead."""
+    dropout: float = 0.0
+    """lora, dora, adalora: dropout of the input on its way through the low-rank part."""
+    bottleneck: int = 16
+    """houlsby: the width m between the two projections."""
+    placement: str = "both"
+    """houlsby: after `both` sub-layers (Houlsby et al. 2019), or after the `mlp` alone (Pfeiffer et al. 2021)."""
+    length: int = 8
+    """prefix, prompt: how many virtual tokens stand before the text."""
+    target_rank: float = 4.0
+    """adalora: the mean rank that is left at the end."""
+    warmup_part: float = 0.1
+    """adalora: t_i, the part of all steps before the budget begins to fall."""
+    final_part: float = 0.3
+    """adalora: t_f, the part of all steps that trains with the final budget."""
+    interval: int = 10
+    """adalora: ΔT, the steps between two allocations."""
+    orthogonality: float = 0.1
+    """adalora: γ of γ (‖PᵀP − I‖² + ‖QQᵀ − I‖²), summed over the matrices."""
+    sensitivity_decay: float = 0.85
+    """adalora: β₁, the decay of the sensitivity's average."""
+    uncertainty_decay: float = 0.85
+    """adalora: β₂, the decay of the uncertainty's average."""
+
+    def __post_init__(self):
+        _check(self, {
+            "method": (self.method in ADAPTERS, f"use {', '.join(ADAPTERS[:-1])} or {ADAPTERS[-1]}"),
+            "layers": (bool(re.fullmatch(r"(-?\d{1,4})?:(-?\d{1,4})?", self.layers)), "write a slice, such as : or -2: or 1:3"),
+            "targets": (all(t.strip() for t in self.targets), "one of them is blank"),
+            "also": (set(self.also) <= set(ROLES), f"use {', '.join(ROLES)}"),
+            "rank": (self.rank >= 1, "must be at least 1"),
+            "alpha": (0 < self.alpha < math.inf, "must be positive"),
+            "dropout": (0 <= self.dropout < 1, "must lie in 0 … 1"),
+            "bottleneck": (self.bottleneck >= 1, "must be at least 1"),
+            "placement": (self.placement in ("both", "mlp"), "use both or mlp"),
+            "length": (self.length >= 1, "must be at least 1"),
+            "target_rank": (0 < self.target_rank and (self.method != "adalora" or self.target_rank <= self.rank),
+                            f"must be positive and at most adapter.rank = {self.rank}"),
+            "warmup_part": (0 <= self.warmup_part < 1, "must lie in 0 … 1"),
+            "final_part": (0 <= self.final_part < 1 - self.warmup_part,
+                           "must lie in 0 … 1 − adapter.warmup_part, so that there is time to prune"),
+            "interval": (self.interval >= 1, "must be at least 1"),
+            "orthogonality": (0 <= self.orthogonality < math.inf, "must not be negative"),
+            "sensitivity_decay": (0 < self.sensitivity_decay < 1, "must lie strictly between 0 and 1"),
+            "uncertainty_decay": (0 < self.uncertainty_decay < 1, "must lie strictly between 0 and 1"),
+        })
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     SECTION: typing.ClassVar[str] = "optim"
@@ -371,6 +440,8 @@ class TrainConfig:
     """Steps between evaluations (there is one before the first step and one after the last)."""
     eval_batches: int = 0
     """Validation batches in one evaluation, always the same ones; 0 takes all."""
+    recompute: bool = False
+    """Whether layers keep nothing but their input and are computed again on the way back (activation checkpointing): less memory, a third more time, the same numbers."""
     save_every: int = 0
     """Steps between checkpoints besides those at evaluations; 0 for none."""
     best_by: str = "val_loss"
@@ -440,6 +511,7 @@ class FinetuneConfig:
     data: InstructionConfig = InstructionConfig()
     classes: ClassesConfig = ClassesConfig()
     model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig = AdapterConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
     train: TrainConfig = TrainConfig(epochs=3.0)

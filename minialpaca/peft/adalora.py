@@ -1,0 +1,144 @@
+"""AdaLoRA: changes of adaptive rank, W = W₀ + s P Λ Q. The matrices, and how the method goes along with training.
+
+What is pruned when is in budget.py. Axes: I inputs, O outputs of a Linear, R triplets (columns of P, entries of Λ, rows of
+Q); (…, I) stands for any axes before the last.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minialpaca.config import AdapterConfig
+from minialpaca.errors import UserError
+from minialpaca.peft import sites
+from minialpaca.peft.adapter import Adapter, Wrapper
+from minialpaca.peft.budget import Schedule, allocate, average, importance, sensitivity, uncertainty
+from minialpaca.peft.linear import MATRICES, plain_linear, refuse_rank, trained_dtype, wide
+from minialpaca.peft.sites import Site
+
+# ── equations ────────────────────────────────────────────────────────────────────────────────────
+
+
+def triplets(x: Tensor, P_OR: Tensor, lambda_R: Tensor, Q_RI: Tensor, scale: float) -> Tensor:
+    """Δ(x) = s P Λ Q x,   Λ = diag(λ)   [adalora.3]
+
+    x (…, I) → (…, O). Zhang et al. 2023, eq. 3; s = α/r₀ as in LoRA, r₀ the rank at the start, whatever is pruned.
+    """
+    return scale * F.linear(lambda_R * F.linear(x, Q_RI), P_OR)
+
+
+def orthogonality(P_OR: Tensor, Q_RI: Tensor) -> Tensor:
+    """R(P, Q) = ‖PᵀP − I‖²_F + ‖Q Qᵀ − I‖²_F   [adalora.4]   Zhang et al. 2023, eq. 4."""
+    one_RR = torch.eye(len(Q_RI), dtype=Q_RI.dtype, device=Q_RI.device)
+    return (P_OR.mT @ P_OR - one_RR).square().sum() + (Q_RI @ Q_RI.mT - one_RR).square().sum()
+
+
+# ── modules ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class AdaLoRALinear(Wrapper):
+    """h = W₀ x + b + s P Λ Q Dropout(x),   P ~ N(0, 1/O), Q ~ N(0, 1/I), λ = 0 at first
+
+    So columns of P and rows of Q begin with a length near 1, where R wants them. Beside each of the three stand the
+    averages of its sensitivity and of that one's uncertainty; they are saved with it.
+    """
+
+    def __init__(self, base: nn.Linear, cfg: AdapterConfig, generator: torch.Generator):
+        super().__init__(base)
+        O, I = base.weight.shape
+        dtype, device = trained_dtype(base.weight), base.weight.device
+        self.P = nn.Parameter((torch.randn(O, cfg.rank, generator=generator) / math.sqrt(O)).to(device, dtype))
+        self.lambdas = nn.Parameter(torch.zeros(cfg.rank, dtype=dtype, device=device))
+        self.Q = nn.Parameter((torch.randn(cfg.rank, I, generator=generator) / math.sqrt(I)).to(device, dtype))
+        self.dropout, self.scale = nn.Dropout(cfg.dropout), cfg.alpha / cfg.rank
+        for name, parameter in self.parts().items():
+            self.register_buffer(f"sensitivity_{name}", torch.zeros_like(parameter, requires_grad=False))
+            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(parameter, requires_grad=False))
+        self.register_buffer("kept", torch.ones(cfg.rank, dtype=torch.bool, device=device))
+
+    def parts(self) -> dict[str, nn.Parameter]:
+        return {"P": self.P, "lambdas": self.lambdas, "Q": self.Q}
+
+    @property
+    def rank(self) -> int:
+        return int(self.kept.sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        delta = triplets(self.dropout(x).to(self.P.dtype), self.P, self.lambdas, self.Q, self.scale)
+        return self.base(x) + delta.to(x.dtype)
+
+    def merged(self) -> nn.Linear:
+        weight_OI = wide(self.base.weight) + self.scale * self.P * self.lambdas @ self.Q
+        return plain_linear(weight_OI, self.base.bias, self.base)
+
+    @torch.no_grad()
+    def note_gradient(self, beta1: float, beta2: float) -> None:
+        """Bring both averages of each part up to date with its gradient of this step."""
+        for name, w in self.parts().items():
+            mean, spread = getattr(self, f"sensitivity_{name}"), getattr(self, f"uncertainty_{name}")
+            now = sensitivity(w, w.grad)
+            mean.copy_(average(mean, now, beta1))
+            spread.copy_(uncertainty(spread, now, mean, beta2))
+
+    def scores(self) -> Tensor:
+        """S_R of the triplets, from the averages."""
+        s = {name: getattr(self, f"sensitivity_{name}") * getattr(self, f"uncertainty_{name}") for name in self.parts()}
+        return importance(s["P"], s["lambdas"], s["Q"])
+
+    @torch.no_grad()
+    def prune(self) -> None:
+        """Λ ← T(Λ, S): what is not kept is 0, P and Q stay, so that it may come back   [adalora.6]
+
+        Zhang et al. 2023, eq. 6.
+        """
+        self.lambdas.mul_(self.kept)
+
+
+class AdaLoRA(Adapter):
+    """Every matrix of the chosen layers, where nothing else is asked for (Zhang et al. 2023, §4)."""
+
+    def modules(self) -> Iterator[tuple[Site, Wrapper]]:
+        for place in sites.linears(self.model, self.cfg.targets or MATRICES, self.cfg.layers):
+            refuse_rank(self.cfg.rank, place.found, place.path)
+            yield place, AdaLoRALinear(place.found, self.cfg, self.generator)
+
+    def layers(self) -> list[AdaLoRALinear]:
+        return [swap.own for swap in self.wrappers()]
+
+    def start(self, total_steps: int) -> None:
+        n = len(self.wrappers())
+        self.schedule = Schedule.of(self.cfg, n, total_steps)
+
+    def penalty(self) -> Tensor | None:
+        """γ Σ_k R(P_k, Q_k), over the matrices."""
+        if not self.cfg.orthogonality:
+            return None
+        return self.cfg.orthogonality * torch.stack([orthogonality(layer.P, layer.Q) for layer in self.layers()]).sum()
+
+    def before_clip(self, step: int) -> None:
+        if not self.schedule.is_spent(step - 1):
+            for layer in self.layers():
+                layer.note_gradient(self.cfg.sensitivity_decay, self.cfg.uncertainty_decay)
+
+    def after_update(self, step: int) -> dict[str, float]:
+        """Choose anew where the schedule says so; in the final phase keep what was chosen at 0 at each step."""
+        layers, allocates = self.layers(), self.schedule.allocates(step)
+        if allocates:
+            for layer, kept_R in zip(layers, allocate([layer.scores() for layer in layers], self.schedule.budget(step))):
+                layer.kept.copy_(kept_R)
+        if allocates or self.schedule.is_spent(step):
+            for layer in layers:
+                layer.prune()
+        if not allocates:
+            return {}
+        return {f"rank/{swap.site.path}": int(swap.own.kept.sum()) for swap in self.wrappers()}
+
+    def may_be_best(self, step: int) -> bool:
+        return self.schedule.is_spent(step)
+
+    def refuse_patience(self, patience: int) -> None:
+        if patience:
+            raise UserError(f"train.patience = {patience}: stopping early would leave adalora's budget unspent; set it to 0")

@@ -1,0 +1,226 @@
+"""The contract of every method: put into a finished model, taken out, merged, saved, given back.
+
+    θ = θ_base ∪ φ,   θ_base frozen, φ trained        [adapt.0 over φ alone]
+
+An adapter is a list of swaps: at some places of the model something of its own stands in for what the base has
+there, a module around the base's module or a parameter instead of the base's parameter. The base's tensors are
+never written to, so taking an adapter out or putting another in is exact and costs nothing.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from minialpaca.config import AdapterConfig
+from minialpaca.errors import UserError
+from minialpaca.peft import sites
+from minialpaca.peft.sites import Site
+
+IN_PLACE = "adapter"  # the attribute of a model that names what is put into it
+
+
+@dataclasses.dataclass(frozen=True)
+class Swap:
+    site: Site
+    base: nn.Module | nn.Parameter | None  # None: the place was empty
+    own: nn.Module | nn.Parameter
+
+
+class Wrapper(nn.Module):
+    """A module of an adapter's own around `base`, the module that stood there."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+
+    def own_state(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if not name.startswith("base.")}
+
+    def merged(self) -> nn.Module:
+        """One plain module that computes the same; a new one, computed in fp32."""
+        raise UserError(f"adapter: {type(self).__name__} is no linear change of its module and cannot be merged; keep the "
+                        "adapter beside its base")
+
+
+class Adapter:
+    """A method, put into a model. `modules` says what it adds; the rest is the same for all.
+
+    `new`: modules that are not the base's (a classifier's heads); they are always trained.
+    Generators make what is drawn a function of the seed alone.
+    """
+
+    also: tuple[str, ...] = ()  # roles that the method's paper trains besides
+
+    def __init__(self, model: nn.Module, cfg: AdapterConfig, seed: int = 0, new: Sequence[nn.Module] = ()):
+        if active(model) is not None:
+            raise UserError(f"adapter.method = {cfg.method!r}: the model has an adapter already ({active(model).cfg.method}); "
+                            "take that one out first, or merge it")
+        self.model, self.cfg = model, cfg
+        self.generator = torch.Generator().manual_seed(seed)
+        theirs = {id(p) for module in new for p in module.parameters()}
+        self.base = {name: p for name, p in model.named_parameters() if id(p) not in theirs}  # a tied one once
+        self.base_parameters = [p for p in model.parameters() if p.requires_grad]
+        self.is_merged = False
+        self.swaps = [*self._whole(theirs), *self._wrapped()]
+        refuse_nothing(self)
+        self.install()
+
+    def modules(self) -> Iterator[tuple[Site, Wrapper]]:
+        """What the method puts where."""
+        yield from ()
+
+    def whole(self) -> list[Site]:
+        """Parameters that are trained whole, in a copy of the adapter's own."""
+        return sites.with_role(self.model, tuple(dict.fromkeys((*self.also, *self.cfg.also))))
+
+    # ── in and out ───────────────────────────────────────────────────────────────────────────────
+
+    def install(self) -> None:
+        """Put it in: the base is frozen, what is the adapter's own is trained."""
+        if active(self.model) is not None:
+            raise UserError("adapter: the model has an adapter already; take that one out first")
+        for parameter in self.base_parameters:
+            parameter.requires_grad_(False)
+        for swap in self.swaps:
+            swap.site.put(swap.own)
+        setattr(self.model, IN_PLACE, self)
+
+    def remove(self) -> None:
+        """Take it out: the model is what it was, to the bit and to the identity of its tensors."""
+        if active(self.model) is not self:
+            raise UserError("adapter: this one is not in its model")
+        if self.is_merged:
+            self.unmerge()
+        for swap in reversed(self.swaps):
+            swap.site.put(swap.base)
+        for parameter in self.base_parameters:
+            parameter.requires_grad_(True)
+        setattr(self.model, IN_PLACE, None)
+
+    def merge(self) -> None:
+        """Plain modules that compute the same stand in for the wrappers; the base's own tensors are kept aside."""
+        if self.is_merged:
+            raise UserError("adapter: is merged already; unmerge it first")
+        if any(isinstance(swap.own, nn.Module) and not isinstance(swap.own, Wrapper) for swap in self.swaps):
+            raise UserError(f"adapter: {self.cfg.method} changes no module and cannot be merged; keep the adapter beside its base")
+        plain = [(swap.site, swap.own.merged()) for swap in self.wrappers()]  # all of them, or none
+        for place, module in plain:
+            place.put(module)
+        self.is_merged = True
+
+    def unmerge(self) -> None:
+        """The wrappers again, around the base's own tensors: nothing is subtracted, so nothing is rounded."""
+        if not self.is_merged:
+            raise UserError("adapter: is not merged")
+        for swap in self.wrappers():
+            swap.site.put(swap.own)
+        self.is_merged = False
+
+    # ── what it consists of ──────────────────────────────────────────────────────────────────────
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, kinds and bytes of the base's tensors: an adapter goes with one base alone."""
+        digest = hashlib.sha256()
+        for name, tensor in self.base.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, a tied parameter once."""
+        unique = {id(t): (name, t) for name, t in reversed(self.tensors().items()) if isinstance(t, nn.Parameter)}
+        return dict(reversed(unique.values()))
+
+    def wrappers(self) -> list[Swap]:
+        return [swap for swap in self.swaps if isinstance(swap.own, Wrapper)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that was trained and what belongs to it, under the base's names; a tied parameter once."""
+        found: dict[str, Tensor] = {}
+        for swap in self.swaps:
+            if isinstance(swap.own, nn.Parameter):
+                found[swap.site.path] = swap.own
+            else:
+                found |= {f"{swap.site.path}.{name}": tensor for name, tensor in own_state(swap.own).items()}
+        return found
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if self.is_merged:
+            raise UserError("adapter: is merged, and would be saved as nothing; unmerge it first")
+        return {name: tensor.detach() for name, tensor in self.tensors().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Strict both ways: the same names and shapes, or nothing is written."""
+        mine = self.tensors()
+        for name in mine.keys() ^ state.keys():
+            raise ValueError(f"{name} is {'missing' if name in mine else 'unknown here'}")
+        for name, tensor in mine.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(f"{name} is {tuple(state[name].shape)} and not {tuple(tensor.shape)}")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(state[name])
+
+    # ── in training: only AdaLoRA has something to do here ───────────────────────────────────────
+
+    def start(self, total_steps: int) -> None:
+        """Before the first step: how many there will be."""
+
+    def penalty(self) -> Tensor | None:
+        """A term of the loss, once per optimiser step."""
+
+    def before_clip(self, step: int) -> None:
+        """The whole gradient of update number `step` is there, as it is."""
+
+    def after_update(self, step: int) -> dict[str, float]:
+        """Update number `step` (the first is 1) has been made; what is to be logged of it."""
+        return {}
+
+    def may_be_best(self, step: int) -> bool:
+        """Whether the weights after that many updates are of the kind that was asked for."""
+        return True
+
+    def refuse_patience(self, patience: int) -> None:
+        """Where the method needs all its steps."""
+
+    # ── building ─────────────────────────────────────────────────────────────────────────────────
+
+    def _whole(self, theirs: set[int]) -> list[Swap]:
+        """A parameter of the adapter's own at every place of each parameter that is trained whole."""
+        chosen = {id(s.found) for s in self.whole() if s.found.requires_grad} | theirs
+        copies: dict[int, nn.Parameter] = {}
+        swaps = []
+        for place, _ in sites.parameters(self.model):
+            base = place.found
+            if id(base) in chosen:
+                own = copies.setdefault(id(base), nn.Parameter(base.detach().clone()))
+                swaps.append(Swap(place, base, own))
+        return swaps
+
+    def _wrapped(self) -> list[Swap]:
+        return [Swap(place, place.found, own) for place, own in self.modules()]
+
+
+def own_state(module: nn.Module) -> dict[str, Tensor]:
+    return module.own_state() if isinstance(module, Wrapper) else module.state_dict(keep_vars=True)
+
+
+def active(model: nn.Module) -> Adapter | None:
+    """The adapter that is in a model."""
+    return getattr(model, IN_PLACE, None)
+
+
+def use(model: nn.Module, adapter: Adapter | None) -> None:
+    """Take out what is in the model and put this one in; None leaves the bare base."""
+    if active(model) is not None:
+        active(model).remove()
+    if adapter is not None:
+        adapter.install()
+
+
+def refuse_nothing(adapter: Adapter) -> None:
+    if not adapter.swaps:
+        raise UserError(f"adapter.method = {adapter.cfg.method!r}: nothing would be trained; name adapter.layers or adapter.also")

@@ -1,0 +1,208 @@
+"""One table of promises that every method keeps."""
+
+import biased
+import pytest
+import tiny
+import torch
+
+from minialpaca.errors import UserError
+from minialpaca.peft import active, apply, trained_rows, use
+
+TOKENS = tiny.tokens(3, 11)
+LABELS = tiny.tokens(3, 11, seed=4)
+
+D, L, F, V, Q, KV = 60, 2, 37, 53, 60, 30  # as in tiny.GQA; Q and KV are the widths of queries and of keys
+
+
+def low_rank(r: int, *shapes: tuple[int, int]) -> int:
+    return sum(r * (o + i) for o, i in shapes)
+
+
+COUNTS = {  # the formulas, by hand
+    "freeze": 2 * Q * D + 2 * KV * D + 3 * F * D + (Q + 2 * KV + D + 2 * F + D) + (2 * L + 1) * D,
+    "bitfit": 2 * (L * (Q + 2 * KV + D + 2 * F + D)) + V,
+    "lora": L * low_rank(3, (Q, D), (KV, D), (D, F)) + low_rank(3, (V, D)),
+    "rslora": low_rank(3, (KV, D), (D, Q)),
+    "dora": L * (low_rank(3, (Q, D), (F, D)) + Q + F),
+    "houlsby": 2 * L * (2 * 5 * D + D + 5) + (2 * L + 1) * D,
+    "pfeiffer": L * (2 * 5 * D + D + 5),
+    "adalora": L * (low_rank(4, (Q, D), (KV, D), (F, D)) + 3 * 4),
+    "ia3": L * (2 * KV + F),
+    "prefix": L * 2 * 5 * KV,
+    "prompt": 5 * D,
+}
+
+every = pytest.mark.parametrize("name", biased.CONFIGS)
+
+
+def put(name, seed=0):
+    model = biased.model()
+    return model, apply(model, biased.CONFIGS[name], seed)
+
+
+def loss(model):
+    return torch.nn.functional.cross_entropy(model(TOKENS).flatten(0, 1), LABELS.flatten())
+
+
+def values(parameters):
+    return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def steps(model, adapter, n=3):
+    model.train()
+    adapter.start(20)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for step in range(1, n + 1):
+        loss(model).backward()
+        adapter.before_clip(step)
+        optimizer.step()
+        adapter.after_update(step)
+        optimizer.zero_grad()
+    model.eval()
+
+
+@every
+def test_right_after_it_is_put_in_the_model_says_what_it_said(name):
+    plain = biased.model()(TOKENS)
+    model, _ = put(name)
+    difference = (model(TOKENS) - plain).abs().max()
+    if name in biased.STARTS_ELSEWHERE:
+        assert 0.01 < difference
+    elif name in ("houlsby", "pfeiffer"):
+        assert 0 < difference < 1e-4 * plain.abs().max()
+    elif name == "dora":  # adds the bias after the product, which rounds otherwise
+        assert difference < 1e-5
+    else:
+        assert torch.equal(model(TOKENS), plain)
+
+
+@every
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_are_where_they_belong_and_finite(name, recompute):
+    model, adapter = put(name)
+    biased.stir(adapter)
+    model.recompute = recompute
+    loss(model).backward()
+    trained = {id(p) for p in adapter.trained().values()}
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+    for _, parameter in model.named_parameters():
+        if id(parameter) in trained:
+            assert parameter.grad.isfinite().all() and parameter.grad.any()
+        else:
+            assert parameter.grad is None
+    assert all(p.grad is None for p in adapter.base.values())
+
+
+@every
+def test_recomputed_layers_have_the_same_gradients(name):
+    found = []
+    for recompute in (False, True):
+        model, adapter = put(name)
+        biased.stir(adapter)
+        model.recompute = recompute
+        loss(model).backward()
+        found.append([p.grad for p in adapter.trained().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@every
+def test_steps_move_all_that_is_trained_and_nothing_of_the_base(name):
+    model, adapter = put(name)
+    before, base = values(adapter.trained()), values(adapter.base)
+    steps(model, adapter)
+    assert all(torch.equal(base[n], p) for n, p in adapter.base.items())
+    assert not [n for n, p in adapter.trained().items() if torch.equal(before[n], p)]
+    assert (model(TOKENS) - biased.model()(TOKENS)).abs().max() > 1e-3
+
+
+@every
+def test_taken_out_the_base_is_what_it_was_and_put_in_again_the_adapter_is(name):
+    plain = biased.model()
+    model, adapter = put(name)
+    names = [n for n, _ in plain.named_parameters()]
+    biased.stir(adapter)
+    adapted = model(TOKENS)
+    adapter.remove()
+    assert active(model) is None and [n for n, _ in model.named_parameters()] == names
+    assert torch.equal(model(TOKENS), plain(TOKENS)) and all(p.requires_grad for p in model.parameters())
+    use(model, adapter)
+    assert torch.equal(model(TOKENS), adapted)
+
+
+@every
+def test_merged_it_computes_the_same_and_unmerged_the_base_is_whole_to_the_bit(name):
+    model, adapter = put(name)
+    biased.stir(adapter)
+    adapted, base = model(TOKENS), values(adapter.base)
+    if name in biased.NOT_LINEAR:
+        with pytest.raises(UserError, match="cannot be merged"):
+            adapter.merge()
+        assert torch.equal(model(TOKENS), adapted)
+        return
+    adapter.merge()
+    torch.testing.assert_close(model(TOKENS), adapted, rtol=0, atol=1e-5)
+    assert not [n for n, _ in model.named_modules() if n.endswith(".base")]
+    with pytest.raises(UserError, match="merged already"):
+        adapter.merge()
+    with pytest.raises(UserError, match="is merged"):
+        adapter.state_dict()
+    adapter.unmerge()
+    assert torch.equal(model(TOKENS), adapted) and all(torch.equal(base[n], p) for n, p in adapter.base.items())
+    with pytest.raises(UserError, match="is not merged"):
+        adapter.unmerge()
+
+
+@every
+def test_train_and_eval_never_merge(name):
+    model, adapter = put(name)
+    biased.stir(adapter)
+    before = values(model.state_dict())
+    model.train().eval().train().eval()
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+@every
+def test_what_was_trained_comes_back_exactly_on_another_copy_of_the_base(name):
+    model, adapter = put(name)
+    biased.stir(adapter)
+    other, again = put(name, seed=1)
+    again.load_state_dict(adapter.state_dict())
+    assert torch.equal(other(TOKENS), model(TOKENS)) and adapter.fingerprint() == again.fingerprint()
+
+
+@every
+def test_a_state_that_does_not_fit_is_refused_whole(name):
+    _, adapter = put(name)
+    before, state = values(adapter.tensors()), adapter.state_dict()
+    first = next(iter(state))
+    for wrong in ({}, {n: t for n, t in state.items() if n != first}, {**state, "more": torch.ones(1)},
+                  {**state, first: torch.zeros(7, 7, 7)}):
+        with pytest.raises(ValueError, match=r"missing|unknown|and not"):
+            adapter.load_state_dict(wrong)
+    assert all(torch.equal(before[n], t) for n, t in adapter.tensors().items())
+
+
+@every
+def test_as_many_parameters_as_the_formula_says(name):
+    _, adapter = put(name)
+    assert sum(p.numel() for p in adapter.trained().values()) == COUNTS[name]
+    assert trained_rows(adapter)[-1][3] == COUNTS[name] == sum(row[3] for row in trained_rows(adapter)[:-1])
+
+
+@every
+def test_a_second_one_is_refused_and_two_take_turns(name):
+    model, adapter = put(name)
+    biased.stir(adapter)
+    with pytest.raises(UserError, match="has an adapter already"):
+        apply(model, biased.CONFIGS["lora"])
+    first = model(TOKENS)
+    adapter.remove()
+    other = apply(model, biased.CONFIGS["ia3"], seed=3)
+    biased.stir(other, seed=8)
+    second = model(TOKENS)
+    use(model, adapter)
+    assert torch.equal(model(TOKENS), first)
+    use(model, other)
+    assert torch.equal(model(TOKENS), second)
+    use(model, None)
+    assert torch.equal(model(TOKENS), biased.model()(TOKENS))

@@ -1,0 +1,93 @@
+"""What a method is put at, and every way of naming nothing."""
+
+import dataclasses
+
+import biased
+import pytest
+import tiny
+import torch
+
+from minialpaca.config import AdapterConfig
+from minialpaca.errors import UserError
+from minialpaca.peft import apply
+from minialpaca.peft.sites import chosen_layers, linears, with_role
+
+
+def test_targets_match_whole_names_at_a_dot():
+    model = biased.model()
+    assert [s.path for s in linears(model, ("attn.q_proj", "lm_head"), ":")] == [
+        "layers.0.attn.q_proj", "layers.1.attn.q_proj", "lm_head"]
+    assert [s.path for s in linears(model, ("up_proj",), "1:")] == ["layers.1.mlp.up_proj"]
+    for wrong in ("proj", "_proj", "xq_proj", "attn"):
+        with pytest.raises(UserError, match=rf"'{wrong}' matches no Linear .* there are attn.q_proj, attn.k_proj"):
+            linears(model, ("q_proj", wrong), ":")
+
+
+def test_layers_are_a_slice():
+    model = tiny.model(n_layers=4)
+    assert [chosen_layers(model, s) for s in (":", "-2:", "1:3", ":1")] == [{0, 1, 2, 3}, {2, 3}, {1, 2}, {0}]
+    with pytest.raises(UserError, match=r"adapter.layers = '7:': names none of the layers 0 … 3"):
+        chosen_layers(model, "7:")
+
+
+def test_roles_are_told_by_the_module():
+    model = biased.model()
+    assert [s.path for s in with_role(model, ("norm",))] == [
+        "layers.0.attn_norm.weight", "layers.0.mlp_norm.weight", "layers.1.attn_norm.weight", "layers.1.mlp_norm.weight",
+        "final_norm.weight"]
+    assert [s.path for s in with_role(model, ("head", "embedding"))] == ["embed.weight", "lm_head.weight"]
+    assert len(with_role(model, ("bias",))) == 2 * 7 + 1
+    with pytest.raises(UserError, match="this model has no 'bias'; there are embedding, norm, head"):
+        with_role(tiny.model(), ("bias",))
+
+
+def test_of_a_tied_pair_both_are_named_or_none():
+    model = tiny.model(tie_embeddings=True)
+    for half in ("embedding", "head"):
+        with pytest.raises(UserError, match=r"embed.weight and lm_head.weight are one matrix"):
+            apply(model, AdapterConfig("lora", also=(half,)))
+    adapter = apply(model, AdapterConfig("lora", also=("embedding", "head")))
+    assert model.embed.weight is model.lm_head.weight and model.embed.weight.requires_grad
+    assert sum(p.shape == (53, 60) for p in adapter.trained().values()) == 1
+    adapter.remove()
+    assert model.embed.weight is model.lm_head.weight
+
+
+def test_low_rank_beside_a_tied_head_leaves_the_embedding_alone():
+    model = tiny.model(tie_embeddings=True)
+    before = model.embed.weight.detach().clone()
+    adapter = apply(model, AdapterConfig("lora", targets=("lm_head",), rank=3))
+    biased.stir(adapter)
+    said = model(tiny.tokens(2, 5))
+    adapter.merge()
+    torch.testing.assert_close(model(tiny.tokens(2, 5)), said, rtol=0, atol=1e-5)
+    assert torch.equal(model.embed.weight, before) and model.lm_head.weight is not model.embed.weight
+
+
+def test_a_rank_above_the_matrixs_own_is_refused_by_name():
+    for method in ("lora", "dora", "adalora"):
+        with pytest.raises(UserError, match=r"adapter.rank = 38: layers.0.mlp.up_proj is 37 × 60, whose rank is at most 37"):
+            apply(biased.model(), AdapterConfig(method, targets=("up_proj",), rank=38))
+
+
+def test_what_is_trained_is_fp32_over_a_base_in_bf16():
+    for name, cfg in biased.CONFIGS.items():
+        cfg = dataclasses.replace(cfg, also=(), placement="mlp")
+        if name != "freeze":
+            adapter = apply(biased.model().bfloat16(), cfg)
+            assert {p.dtype for p in adapter.trained().values()} == {torch.float32}
+            adapter.model(tiny.tokens(2, 5)).sum().backward()
+
+
+def test_the_base_of_another_adapter_is_told_by_its_bytes():
+    one, same = (apply(biased.model(), biased.CONFIGS["lora"]) for _ in range(2))
+    other = biased.model()
+    with torch.no_grad():
+        other.layers[1].mlp.up_proj.weight[3, 4] += 1e-6
+    assert one.fingerprint() == same.fingerprint() != apply(other, biased.CONFIGS["lora"]).fingerprint()
+
+
+def test_the_seed_decides_what_is_drawn():
+    drawn = [apply(biased.model(), biased.CONFIGS["lora"], seed).state_dict() for seed in (1, 1, 2)]
+    assert all(torch.equal(drawn[0][n], drawn[1][n]) for n in drawn[0])
+    assert not torch.equal(drawn[0]["lm_head.A"], drawn[2]["lm_head.A"])
