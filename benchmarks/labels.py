@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/labels-bench"))
     parser.add_argument("changes", nargs="*", help="section.key=value for finetune.py")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     marks: Marks = defaultdict(list)
 
     def note(method: str, found: dict[str, float]) -> None:

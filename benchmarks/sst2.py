@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/sst2-bench"))
     parser.add_argument("changes", nargs="*", help="section.key=value for finetune.py")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     print("| architecture | seed | minutes of pretraining | of tuning | test accuracy % | from random weights % |")
     print("|---|---|---|---|---|---|")
     for architecture in OBJECTIVES:

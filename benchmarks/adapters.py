@@ -1,0 +1,99 @@
+"""Methods that train few parameters, side by side: score, trained share, speed and memory, on one base.
+
+    python -m benchmarks.adapters --base runs/pretrain --seeds 0 1 2 3 4 --out runs/adapters
+    python -m benchmarks.adapters --base runs/reviews --config configs/sst2.toml --out runs/adapters-sst2 \
+        data.source=sst2_train.txt data.val_source=sst2_dev.txt data.test_source=sst2_test.txt
+
+A row for each method: the test's score (exact match, or the mean accuracy of the label groups), mean ± standard deviation over
+the seeds; the trained parameters as per cent of the base; tokens/s beside full tuning's, medians of the training steps; peak memory.
+The seed changes order, dropout and what the method draws; the base stays. Methods take turns within a seed. The budget is
+LoRA's with r = 8 on all matrices where the method has one to choose. What stands last goes to finetune.py as it is.
+"""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.main_job import timed
+from minialpaca import run
+from minialpaca.config import PretrainConfig
+from minialpaca.model import Transformer
+
+MATRICES = 'adapter.targets=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]'
+
+
+def methods(base: PretrainConfig) -> dict[str, list[str]]:
+    """method → what its run changes in the config."""
+    m = base.model
+    widths = [(m.d_model, m.d_model)] * 2 + [(m.kv_heads * m.d_head, m.d_model)] * 2 + [(m.d_ff, m.d_model)] * 3
+    budget = 8 * m.n_layers * sum(o + i for o, i in widths)
+    bottleneck = round((budget / (2 * m.n_layers) - m.d_model) / (2 * m.d_model + 1))
+    prefix = round(budget / (2 * m.n_layers * m.kv_heads * m.d_head))
+    return {
+        "none": [],
+        "freeze": ["adapter.layers=-1:", 'adapter.also=["norm", "head"]'],
+        "bitfit": ["optim.lr=1e-2"],
+        "lora": [MATRICES, "adapter.rank=8", "optim.lr=3e-3"],
+        "dora": [MATRICES, "adapter.rank=8", "optim.lr=3e-3"],
+        "houlsby": [f"adapter.bottleneck={bottleneck}", "optim.lr=3e-3"],
+        "adalora": [MATRICES, "adapter.rank=12", "adapter.target_rank=8", "adapter.alpha=24", "train.patience=0", "optim.lr=3e-3"],
+        "ia3": ["optim.lr=1e-2"],
+        "prefix": [f"adapter.length={prefix}", "optim.lr=1e-2"],
+        "prompt": [f"adapter.length={min(64, budget // m.d_model)}", "optim.lr=1e-2"],
+    }
+
+
+def score(folder: Path) -> float:
+    marks = json.loads((folder / "test_marks.json").read_text())
+    if "groups" in marks:
+        return 100 * statistics.mean(group["accuracy"] for group in marks["groups"].values())
+    right, asked = marks["all"]
+    return 100 * right / asked
+
+
+def speed(folder: Path) -> float:
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return statistics.median(r["tokens_per_s"] for r in records if "tokens_per_s" in r)
+
+
+def trained_share(folder: Path, base: PretrainConfig) -> float:
+    """Per cent of the base's parameters that the optimiser moved: it keeps two moments of each."""
+    import torch
+
+    from minialpaca import checkpoint
+
+    moments = torch.load(checkpoint.find(folder) / "optimizer.pt", weights_only=True)["state"].values()
+    return 100 * sum(s["exp_avg"].numel() for s in moments) / sum(p.numel() for p in Transformer(base.model).parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--config", default="configs/alpaca.toml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--methods", nargs="+", default=None)
+    parser.add_argument("--out", type=Path, default=Path("runs/adapters"))
+    parser.add_argument("changes", nargs="*", help="section.key=value for finetune.py")
+    args = parser.parse_intermixed_args()
+    base, out = run.settings_of(args.base), args.out.resolve()
+    chosen = {name: how for name, how in methods(base).items() if name in (args.methods or methods(base))}
+    found: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    for seed in args.seeds:
+        for name, how in chosen.items():
+            folder = out / f"{name}-{seed}"
+            _, gib = timed("finetune.py", args.config, f"base.run={args.base.resolve()}", f"run.dir={folder}", f"run.seed={seed}",
+                           f"adapter.method={name}", "samples.count=0", *args.changes, *how)
+            found[name].append((score(folder), trained_share(folder, base), speed(folder), gib))
+            print(f"{name}, seed {seed}: " + ", ".join(f"{v:.2f}" for v in found[name][-1]), flush=True)
+    print("| method | score % | trained % | tokens/s, full tuning = 1 | peak GiB |\n|---|---|---|---|---|")
+    for name, rows in found.items():
+        scores, shares, _, gib = zip(*rows)
+        beside = [r[2] / f[2] for r, f in zip(rows, found.get("none", rows))]
+        print(f"| {name} | {statistics.mean(scores):.1f} ± {statistics.stdev(scores) if len(scores) > 1 else 0:.1f} | {shares[0]:.2f} | "
+              f"{statistics.median(beside):.2f} | {max(gib):.2f} |")
+
+
+if __name__ == "__main__":
+    main()
