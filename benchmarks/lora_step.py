@@ -1,0 +1,78 @@
+"""A training step with LoRA beside one of full tuning: time and memory, side by side.
+
+    python -m benchmarks.lora_step --rounds 5
+
+Width 384, 6 layers, 6 heads, d_ff 1024, vocabulary 8,192 untied, context 256, batch 8; LoRA r = 8 on q, k, v, o; AdamW, fp32.
+Each round runs both, each in a process of its own, in turn; a process times the steps after warm-up. Peak memory is what the
+process holds above what importing took. Medians of the rounds, with the lowest and the highest ratio.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LORA = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def worker(method: str, steps: int, warmup: int) -> dict[str, float]:
+    import torch
+
+    from minialpaca.config import AdapterConfig, ModelConfig, OptimConfig
+    from minialpaca.model import Transformer
+    from minialpaca.objectives import cross_entropy_sum
+    from minialpaca.optim import build_adamw, clip_by_global_norm
+    from minialpaca.peft import apply
+
+    imported = peak_mib()
+    model = Transformer(ModelConfig(vocab_size=8192, d_model=384, n_layers=6, n_heads=6, d_ff=1024, max_seq_len=256)).train()
+    apply(model, AdapterConfig(method, targets=LORA, rank=8))
+    optimizer = build_adamw(model, OptimConfig())
+    generator, seconds = torch.Generator().manual_seed(0), []
+    for _ in range(warmup + steps):
+        tokens_BT = torch.randint(8192, (8, 257), generator=generator)
+        started = time.perf_counter()
+        logits_BTV = model(tokens_BT[:, :-1])
+        (cross_entropy_sum(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten()) / 2048).backward()
+        clip_by_global_norm(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(seconds[warmup:]), "mib": peak_mib() - imported}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--worker", choices=("none", "lora"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(worker(args.worker, args.steps, warmup=2)))
+        return
+    rows = {"none": [], "lora": []}
+    for _ in range(args.rounds):
+        for method, found in rows.items():
+            said = subprocess.run([sys.executable, "-m", "benchmarks.lora_step", "--worker", method, "--steps", str(args.steps)],
+                                  cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            found.append(json.loads(said))
+            print(method, found[-1], flush=True)
+    faster = [f["seconds"] / lora["seconds"] for f, lora in zip(rows["none"], rows["lora"])]
+    smaller = [lora["mib"] / f["mib"] for f, lora in zip(rows["none"], rows["lora"])]
+    print("| | full | LoRA | ratio, median (lowest to highest) |\n|---|---|---|---|")
+    for name, key, ratios in (("seconds a step", "seconds", faster), ("peak MiB above imports", "mib", smaller)):
+        full, lora = (statistics.median(r[key] for r in rows[method]) for method in rows)
+        print(f"| {name} | {full:.3g} | {lora:.3g} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |")
+
+
+if __name__ == "__main__":
+    main()
