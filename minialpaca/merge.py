@@ -44,6 +44,7 @@ def merge(source: Path, out: Path, which: str) -> float:
     groups = classify.read_groups(source, settings.classes) if settings.task.name == "classification" else None
     model = classify.classifier(settings, backbone, groups).eval() if groups else backbone
     run.load_trained(model, backbone, settings, place, tokenizer.sha256)
+    model.eval()  # the adapter's own dropout, too
     state, difference = merged_state(model, backbone)
     untied = settings.model.tie_embeddings and backbone.lm_head.weight is not backbone.embed.weight
     plain = dataclasses.replace(settings, adapter=AdapterConfig(), run=dataclasses.replace(settings.run, dir=str(out)),
@@ -51,7 +52,7 @@ def merge(source: Path, out: Path, which: str) -> float:
     with run.opened(out, "never"):
         if groups:
             shutil.copyfile(source / classify.LABELS, out / classify.LABELS)
-        facts = {key: value for key, value in checkpoint.read_state(place).items() if key != "base"}
+        facts = {key: value for key, value in checkpoint.read_state(place).items() if key not in ("base", "adapter")}
         checkpoint.save(out, facts["step"], {"model": state, "optimizer": {}}, facts, best=True)
         run.keep(out, plain, tokenizer)
     return difference

@@ -116,7 +116,8 @@ def attention_picture(model: Transformer, ids: Sequence[int]) -> np.ndarray:
     sources = model.encode(tokens_BT) if model.two_stacks else None  # then the decoder's, reading the source itself
     model.hidden(tokens_BT, maps=maps, sources=sources)
     model.train(was_training)
-    layers = [np.concatenate([_tile(head) for head in layer_1HUS[0, :, -PICTURED:, -PICTURED:].float().cpu().numpy()], axis=1)
+    shown = min(PICTURED, len(ids))  # tokens alone, not what an adapter puts before them
+    layers = [np.concatenate([_tile(head) for head in layer_1HUS[0, :, -shown:, -shown:].float().cpu().numpy()], axis=1)
               for layer_1HUS in maps]
     return colour(np.concatenate(layers, axis=0))
 

@@ -187,10 +187,18 @@ def load_weights(model: nn.Module | Adapter, place: Path, tokenizer_sha256: str)
     """
     checkpoint.verify(place)
     _refuse_other_tokenizer(place, tokenizer_sha256)
-    if isinstance(model, Adapter) and checkpoint.read_state(place).get("base") != model.fingerprint():
+    if isinstance(model, Adapter):
+        _refuse_other_adapter(place, model)
+    checkpoint.restore(place, "model", model, backbone_weights if isinstance(model, Transformer) else dict)
+
+
+def _refuse_other_adapter(place: Path, adapter: Adapter) -> None:
+    saved, facts = checkpoint.read_state(place), adapter.facts()
+    if saved.get("base") != facts["base"]:
         raise UserError(f"{place}: is an adapter for another base than the weights that base.run and base.weights name; "
                         "give it the base that it was trained on")
-    checkpoint.restore(place, "model", model, backbone_weights if isinstance(model, Transformer) else dict)
+    if saved.get("adapter") != facts["adapter"]:
+        raise UserError(f"{place}: was trained with other settings of [adapter] than the {CONFIG} of its run folder; put those back")
 
 
 def _refuse_other_tokenizer(place: Path, sha256: str) -> None:

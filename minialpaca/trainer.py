@@ -214,7 +214,7 @@ class Trainer:
         checkpoint.save(self.folder, self.state["step"],
                         {"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},
                         {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
-                         **({"base": self.adapter.fingerprint()} if self.adapter else {})},
+                         **(self.adapter.facts() if self.adapter else {})},
                         best=improved)
 
     def _resume(self) -> None:

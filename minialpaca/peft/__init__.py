@@ -37,9 +37,12 @@ def trained_rows(adapter: Adapter) -> list[tuple[str, int, str, int, float]]:
     """(what, how many of it, rank or width, parameters, per cent of the base) for like parts of all layers; their sum last."""
     base = sum(p.numel() for p in adapter.base.values())
     found: dict[tuple[str, str], list[int]] = {}
+    trained = {id(p) for p in adapter.trained().values()}
     for swap in adapter.swaps:
         own = [swap.own] if isinstance(swap.own, nn.Parameter) else own_state(swap.own).values()
-        if n := sum(t.numel() for t in own if any(t is p for p in adapter.trained().values())):
+        own = [t for t in own if id(t) in trained]
+        trained -= {id(t) for t in own}  # a tied one counts where it comes first
+        if n := sum(t.numel() for t in own):
             like = re.sub(r"layers\.\d+\.", "layers.*.", swap.site.path)
             found.setdefault((like, str(getattr(swap.own, "rank", ""))), []).append(n)
     rows = [(like, len(n), rank, sum(n), 100 * sum(n) / base) for (like, rank), n in found.items()]

@@ -8,7 +8,9 @@ never written to, so taking an adapter out or putting another in is exact and co
 """
 
 import dataclasses
+import functools
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -121,6 +123,11 @@ class Adapter:
 
     # ── what it consists of ──────────────────────────────────────────────────────────────────────
 
+    def facts(self) -> dict:
+        """What a file of it has to say: settings and base."""
+        return {"adapter": json.loads(json.dumps(dataclasses.asdict(self.cfg))), "base": self.fingerprint}
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, kinds and bytes of the base's tensors: an adapter goes with one base alone."""
         digest = hashlib.sha256()
@@ -138,7 +145,7 @@ class Adapter:
         return [swap for swap in self.swaps if isinstance(swap.own, Wrapper)]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that was trained and what belongs to it, under the base's names; a tied parameter once."""
+        """Everything that was trained and what belongs to it, under the base's names; a tied parameter under each."""
         found: dict[str, Tensor] = {}
         for swap in self.swaps:
             if isinstance(swap.own, nn.Parameter):
@@ -154,6 +161,8 @@ class Adapter:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Strict both ways: the same names and shapes, or nothing is written."""
+        if self.is_merged:
+            raise UserError("adapter: is merged, and would go on saying what it said; unmerge it first")
         mine = self.tensors()
         for name in mine.keys() ^ state.keys():
             raise ValueError(f"{name} is {'missing' if name in mine else 'unknown here'}")

@@ -156,3 +156,25 @@ def test_ranks_are_logged_as_they_fall(finetune_command, tmp_path):
     sums = [sum(r.values()) for r in ranks if r]
     assert sums == sorted(sums, reverse=True) and sums[0] > sums[-1] == 2 * 7 and len(ranks[-4]) in (0, 7)
     assert all("orthogonality" in r for r in json_lines(folder / "metrics.jsonl") if "loss" in r)
+
+
+def test_the_difference_that_merging_tells_is_not_dropouts(finetune_command, tmp_path, monkeypatch):
+    tune(finetune_command, tmp_path / "run", *command("lora", "adapter.dropout=0.5", "optim.lr=0.05"))
+    outcome = module(merge.main, monkeypatch, tmp_path / "run", tmp_path / "out")
+    assert float(outcome.out.split()[-1]) < 1e-5
+
+
+@pytest.mark.parametrize("change", [("alpha = 7.0", "alpha = 70.0"), ("rank_stabilised = false", "rank_stabilised = true")])
+def test_another_strength_than_it_was_trained_with_is_refused(lora, tmp_path, monkeypatch, change):
+    copy = tmp_path / "lora"
+    shutil.copytree(lora, copy)
+    config = (copy / "config.toml").read_text()
+    assert change[0] in config
+    (copy / "config.toml").write_text(config.replace(*change))
+    refused(module(chat.main, monkeypatch, copy), "was trained with other settings of [adapter]")
+
+
+def test_a_short_prompt_is_pictured_where_a_prefix_is_in_some_layers(finetune_command, tmp_path):
+    """Its maps are wider than those of the other layers."""
+    for method in ("prefix", "prompt"):
+        assert tune(finetune_command, tmp_path / method, *command(method, "samples.prompts=[\"Hi\"]")).code == 0

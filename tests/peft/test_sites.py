@@ -84,7 +84,7 @@ def test_the_base_of_another_adapter_is_told_by_its_bytes():
     other = biased.model()
     with torch.no_grad():
         other.layers[1].mlp.up_proj.weight[3, 4] += 1e-6
-    assert one.fingerprint() == same.fingerprint() != apply(other, biased.CONFIGS["lora"]).fingerprint()
+    assert one.fingerprint == same.fingerprint != apply(other, biased.CONFIGS["lora"]).fingerprint
 
 
 def test_the_seed_decides_what_is_drawn():

@@ -187,7 +187,8 @@ WORDING = {
     "rewrite": ("Rewrite the sentence in the past tense.", "Put the sentence into the past tense.", "Change the sentence to the past."),
     "sentiment": ("Is the review positive or negative?", "Name the sentiment of the review.", "Say if this review is positive or negative."),
     "place": ("Which thing comes {place}?", "Name the {place} thing.", "Tell me the thing that comes {place}."),
-    "name": ("Say the name {name}.", "Write the name {name}.", "Repeat the name {name}."),
+    "name": ("Say the name {name}.", "Write the name {name}.", "Repeat the name {name}.", "How is {name} written?",
+             "What is the spelling of {name}?"),
     "arithmetic": ("What is {a} plus {b}?", "Add {a} and {b}.", "How much is {a} plus {b}?"),
 }
 
