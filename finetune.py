@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from minialpaca import checkpoint, classify, run, scripts
+from minialpaca.adversarial import attack_on
 from minialpaca.config import FinetuneConfig, ModelConfig, PretrainConfig
 from minialpaca.data import world
 from minialpaca.data.instructions import prompt_ids
@@ -47,8 +48,9 @@ def main(arguments: list[str]) -> None:
         model = (classify.classifier(settings, backbone, task.groups) if labels else backbone).to(device)
         adapter = run.adapted(model, backbone, settings)
         watch = ClassObserver(task) if labels else questioner(settings, task, tokenizer)
+        attack = attack_on(backbone.embed, settings.adversarial, settings.model.tie_embeddings and not labels)
         trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2,
-                          adapter)
+                          adapter, attack)
         if labels:
             classify.keep_labels(folder, task.groups)
         run.keep(folder, settings, tokenizer)

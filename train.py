@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minialpaca import run, scripts
+from minialpaca.adversarial import attack_on
 from minialpaca.config import PretrainConfig
 from minialpaca.data import corpus
 from minialpaca.data.instructions import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
@@ -43,7 +44,9 @@ def main(arguments: list[str]) -> None:
         task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
         model = run.build(settings, device)
         watch = watcher(settings, task, tokenizer)
-        trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2)
+        attack = attack_on(model.embed, settings.adversarial, settings.model.tie_embeddings)
+        trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2,
+                          attack=attack)
         run.keep(folder, settings, tokenizer)
         print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")
 

@@ -42,6 +42,12 @@ def symmetric_kl_sum(one_NV: Tensor, other_NV: Tensor) -> Tensor:
     return ((log_p_NV.exp() - log_q_NV.exp()) * (log_p_NV - log_q_NV)).sum() / 2
 
 
+def kl_sum(told_NC: Tensor, said_NC: Tensor) -> Tensor:
+    """Σ_n KL(P_n ‖ Q_n) = Σ_n Σ_c P_nc (log P_nc − log Q_nc),  P = softmax(told), Q = softmax(said)   [vat.kl]"""
+    log_p_NC, log_q_NC = told_NC.log_softmax(-1), said_NC.log_softmax(-1)
+    return (log_p_NC.exp() * (log_p_NC - log_q_NC)).sum()
+
+
 def r_drop_sum(one_NV: Tensor, other_NV: Tensor, targets_N: Tensor, alpha: float, smoothing: float = 0.0) -> Tensor:
     """½ Σ_n (−log P_n(y_n) − log Q_n(y_n) + α · ½ (KL(P_n‖Q_n) + KL(Q_n‖P_n)))   [rdrop.4]
 

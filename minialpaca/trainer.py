@@ -1,5 +1,6 @@
 """The loop. One optimiser step reads as a numbered list; everything a stop would lose is in the checkpoint."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minialpaca import checkpoint, run
+from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
 from minialpaca.data.order import raw
@@ -57,8 +59,9 @@ class Trainer:
 
     def __init__(self, model: nn.Module, task: Task, optim: OptimConfig, train: TrainConfig, seed: int,
                  folder: Path, observe: Observer = lambda model, log, step: None, l2: float = 0.0,
-                 adapter: Adapter | None = None):
+                 adapter: Adapter | None = None, attack: Attack = Clean()):
         self.model, self.task, self.optim, self.train, self.l2 = model, task, optim, train, l2
+        self.attack = attack
         self.adapter, self.saved = adapter, adapter or model  # with an adapter, its tensors alone are trained and saved
         refuse_unmeasured(train, task)
         self.seed, self.folder, self.observe = seed, folder, observe
@@ -99,19 +102,19 @@ class Trainer:
         n_supervised = sum(batch.n_supervised for batch in batches)              # 2. one count for all of it
         if n_supervised == 0:
             raise UserError(f"step {step + 1}: no supervised token in its {len(batches)} micro-batches")
-        loss = self._backward(batches, n_supervised)                             # 3. gradient of the mean over it
+        losses = self._backward(batches, n_supervised)                           # 3. gradient of the mean over it, clean and attacked
         penalties = self._backward_penalties()                                   # 4. and of the penalties, once a step
         if self.adapter:
             self.adapter.before_clip(step + 1)                                   # 5. AdaLoRA's sensitivity
         grad_norm = clip_by_global_norm(self.model.parameters(), self.optim.clip_norm)  # 6. clip, all together
-        self._refuse_nonfinite(loss, grad_norm, step)                            # 7. nothing broken reaches a weight
+        self._refuse_nonfinite(losses["loss"], grad_norm, step)                  # 7. nothing broken reaches a weight
         lr = self._set_lr(step)                                                  # 8. the schedule's rate
         self.optimizer.step()                                                    # 9. update
         noted = self.adapter.after_update(step + 1) if self.adapter else {}      # 10. AdaLoRA's mask
         self.optimizer.zero_grad(set_to_none=True)                               # 11. forget the gradient
         self.state["step"] = step + 1
         seconds = time.perf_counter() - started
-        return {"step": step + 1, "loss": loss.item(), **penalties, "lr": lr, "grad_norm": grad_norm.item(),
+        return {"step": step + 1, **{name: value.item() for name, value in losses.items()}, **penalties, "lr": lr, "grad_norm": grad_norm.item(),
                 "tokens_per_s": round(sum(batch.n_tokens for batch in batches) / seconds, 1), **noted}
 
     # ── parts of a step ──────────────────────────────────────────────────────────────────────────
@@ -121,17 +124,27 @@ class Trainer:
         first = step * self.train.accumulation
         return [self.task.batch(i) for i in range(first, min(first + self.train.accumulation, self.total_batches))]
 
-    def _backward(self, batches: list[Batch], n_supervised: int) -> Tensor:
-        """Adds the gradient of Σ losses / n to .grad, micro-batch by micro-batch; returns that loss."""
+    def _backward(self, batches: list[Batch], n_supervised: int) -> Noted:
+        """Adds the gradient of Σ losses / n to .grad, micro-batch by micro-batch, each with its attack; returns what they came to."""
         self.model.train()
-        total = torch.zeros((), device=self.device)
+        totals: Noted = {}
+        n_texts = sum(batch.n_texts for batch in batches)
         for i, batch in enumerate(batches):
-            # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same.
-            torch.manual_seed(int(raw(1, self.seed, self.state["step"], i, 3)[0] >> 1))
-            loss = self.task.loss_sum(self.model, batch.to(self.device)) / n_supervised
-            loss.backward()
-            total += loss.detach()
-        return total
+            # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same, and an attack's passes too.
+            seed = int(raw(1, self.seed, self.state["step"], i, 3)[0] >> 1)
+            passes = self._passes(batch.to(self.device), n_supervised, n_texts, seed)
+            for name, value in self.attack.backward(passes).items():
+                totals[name] = totals.get(name, 0.0) + value
+        return totals
+
+    def _passes(self, batch: Batch, n_supervised: int, n_texts: int, seed: int) -> Passes:
+        """The ways through the model that an attack may take with a micro-batch; all drop the same units."""
+        def seeded(way: Callable):
+            torch.manual_seed(seed)
+            return way()
+
+        views = [View(functools.partial(seeded, says), real, 1 / n_texts) for says, real in self.task.views(self.model, batch)]
+        return Passes(lambda: seeded(lambda: self.task.loss_sum(self.model, batch) / n_supervised), batch.embedded_BT, seed, views)
 
     def _backward_penalties(self) -> dict[str, float]:
         """Adds the gradients of λ‖θ‖₂² (θ being all that is trained; a tied matrix counts once) and of the adapter's term."""

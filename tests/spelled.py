@@ -269,3 +269,32 @@ def marks(right: list[set], said: list[set], classes: list) -> dict:
         result["classes"].append((precision, recall, f1, hits + misses))
     result["macro_f1"] = math.fsum(f for _, _, f, _ in result["classes"]) / len(classes)
     return result
+
+
+# ── adversarial training: an example is a list of rows, one a place ──────────────────────────────
+
+
+def length(x: list[list[float]]) -> float:
+    return math.sqrt(math.fsum(v * v for row in x for v in row))
+
+
+def stretched(x: list[list[float]], factor: float) -> list[list[float]]:
+    return [[factor * v for v in row] for row in x]
+
+
+def steepest_l2(g: list[list[float]], eps: float) -> list[list[float]]:
+    return stretched(g, eps / length(g)) if length(g) > 0 else g
+
+
+def steepest_max(g: list[list[float]], eps: float) -> list[list[float]]:
+    return [[eps * ((v > 0) - (v < 0)) for v in row] for row in g]
+
+
+def into_ball(r: list[list[float]], eps: float) -> list[list[float]]:
+    return stretched(r, eps / length(r)) if length(r) > eps else r
+
+
+def ascended(r: list[list[float]], g: list[list[float]], alpha: float, eps: float) -> list[list[float]]:
+    """One step of length α along g, and back into the ball."""
+    step = steepest_l2(g, alpha)
+    return into_ball([[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(r, step, strict=True)], eps)

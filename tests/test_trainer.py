@@ -11,7 +11,8 @@ import spelled
 import torch
 
 from minialpaca import checkpoint, trainer
-from minialpaca.config import ModelConfig, OptimConfig, TrainConfig
+from minialpaca.adversarial import attack_on
+from minialpaca.config import AdversarialConfig, ModelConfig, OptimConfig, TrainConfig
 from minialpaca.data.batch import collate
 from minialpaca.errors import UserError
 from minialpaca.model import Transformer
@@ -576,6 +577,26 @@ def test_a_checkpoint_of_another_vocabulary_shape_or_version_is_one_line(tmp_pat
     checkpoint.save(tmp_path, 9, tensors, {"step": 9, "tokenizer": "no tokenizer"}, best=True)
     with pytest.raises(UserError, match="state.json: lacks .*; it is of another version"):
         fitted(tmp_path)
+
+
+def test_an_attacks_passes_drop_the_same_units(tmp_path):
+    model = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.4})).double()
+    attack = attack_on(model.embed, AdversarialConfig("fgm", 1e-9), False)
+    made = Trainer(model, Ragged(ragged(4), 2), PLAIN, TrainConfig(steps=2, accumulation=2), 0, tmp_path, attack=attack)
+    record = made.take_step()
+    assert record["adversarial_loss"] == pytest.approx(record["loss"], rel=1e-6)
+
+
+def test_an_attacked_step_does_not_depend_on_how_it_is_split_into_micro_batches(tmp_path):
+    found = []
+    for size in (8, 4, 2):
+        model = Transformer(MODEL, 3).double()
+        attack = attack_on(model.embed, AdversarialConfig("fgm", 0.5), False)
+        made = Trainer(model, Ragged(ragged(8), size), PLAIN, TrainConfig(steps=1, accumulation=8 // size), 0, tmp_path / str(size),
+                       attack=attack)
+        record = made.take_step()
+        found.append((record["loss"], record["adversarial_loss"], record["grad_norm"]))
+    assert found[1:] == [pytest.approx(found[0], rel=1e-9)] * 2 and found[0][1] > found[0][0]
 
 
 def test_dropout_differs_between_steps_and_between_micro_batches(tmp_path):

@@ -10,8 +10,10 @@ from minialpaca.config.files import default_of, describe, differences, field_doc
 from minialpaca.config.sections import (
     ADAPTERS,
     ARCHITECTURE_OF,
+    ATTACKS,
     ROLES,
     AdapterConfig,
+    AdversarialConfig,
     BaseConfig,
     ClassesConfig,
     CorpusConfig,
@@ -31,7 +33,7 @@ from minialpaca.config.sections import (
 )
 
 __all__ = [
-    "ADAPTERS", "ARCHITECTURE_OF", "ROLES", "AdapterConfig", "BaseConfig", "ClassesConfig", "CorpusConfig",
+    "ADAPTERS", "ARCHITECTURE_OF", "ATTACKS", "ROLES", "AdapterConfig", "AdversarialConfig", "BaseConfig", "ClassesConfig", "CorpusConfig",
     "FinetuneConfig", "InstructionConfig", "LossConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig",
     "PretrainConfig", "RunConfig", "SampleConfig", "TaskConfig", "TokenizerConfig", "TrainConfig", "default_of",
     "describe", "differences", "field_docs", "is_device", "load", "read_toml", "to_toml",

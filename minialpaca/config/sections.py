@@ -387,6 +387,59 @@ class AdapterConfig:
         })
 
 
+ATTACKS = {  # method → the settings that say something to it
+    "none": (),
+    "fgm": ("epsilon", "clean_weight", "adversarial_weight"),
+    "fgsm": ("epsilon", "clean_weight", "adversarial_weight"),
+    "matrix": ("epsilon", "clean_weight", "adversarial_weight", "tied"),
+    "pgd": ("epsilon", "clean_weight", "adversarial_weight", "steps", "step_size"),
+    "freelb": ("epsilon", "steps", "step_size"),
+    "vat": ("epsilon", "clean_weight", "adversarial_weight", "xi", "power_iterations", "unlabelled"),
+}
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    SECTION: typing.ClassVar[str] = "adversarial"
+
+    method: str = "none"
+    """How inputs are perturbed in training: `none`, `fgm` (Miyato et al.: each example's embeddings along their gradient), `fgsm` (its sign), `pgd` (several steps), `freelb` (each step trains), `vat` (what a classifier says is not to move; needs no labels), or `matrix` (the common shortcut: the whole embedding matrix)."""
+    epsilon: float = 1.0
+    """ε, the length of a perturbation: L2 over an example's whole sequence; for `fgsm` of each coordinate, for `matrix` over the matrix."""
+    clean_weight: float = 1.0
+    """fgm, fgsm, pgd, vat, matrix: c of c · L + a · L_adv."""
+    adversarial_weight: float = 1.0
+    """fgm, fgsm, pgd, vat, matrix: a of c · L + a · L_adv."""
+    steps: int = 3
+    """pgd, freelb: the steps of the ascent; each costs a pass."""
+    step_size: float = 0.0
+    """pgd, freelb: α, the length of one step of the ascent; 0 takes ε."""
+    tied: bool = False
+    """matrix: go on where the embedding is the output head too, and move both."""
+    xi: float = 0.1
+    """vat: ξ, how far along a direction the divergence's gradient is taken."""
+    power_iterations: int = 1
+    """vat: how often the direction is made better; each costs a pass."""
+    unlabelled: tuple[str, ...] = ()
+    """vat: texts without labels, one a line of a .txt or .txt.gz, or the field `text` of a .jsonl; as many a step as labelled ones."""
+
+    def __post_init__(self):
+        _check(self, {
+            "method": (self.method in ATTACKS, f"use {', '.join(list(ATTACKS)[:-1])} or {list(ATTACKS)[-1]}"),
+            "epsilon": (0 < self.epsilon < math.inf, "must be positive: it is the length of the perturbation"),
+            "clean_weight": (0 <= self.clean_weight < math.inf, "must not be negative"),
+            "adversarial_weight": (0 < self.adversarial_weight < math.inf, "must be positive; adversarial.method=none trains without attacks"),
+            "steps": (1 <= self.steps <= 1000, "must lie in 1 … 1000"),
+            "step_size": (0 <= self.step_size < math.inf, "must not be negative"),
+            "xi": (0 < self.xi < math.inf, "must be positive: at 0 the divergence is flat"),
+            "power_iterations": (1 <= self.power_iterations <= 1000, "must lie in 1 … 1000"),
+            "unlabelled": (all(source.strip() for source in self.unlabelled), "one of them is blank"),
+        })
+        idle = [f.name for f in dataclasses.fields(self)
+                if f.name not in ("method", *ATTACKS[self.method]) and getattr(self, f.name) != f.default]
+        _check(self, {name: (False, f"says nothing to adversarial.method = {self.method!r}; leave it out") for name in idle})
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     SECTION: typing.ClassVar[str] = "optim"
@@ -475,6 +528,17 @@ class SampleConfig:
                       "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1")})
 
 
+def _refuse_wordless_vat(adversarial: AdversarialConfig, task: str) -> None:
+    _check(adversarial, {"method": (adversarial.method != "vat" or task == "classification",
+                                    "compares what a classifier says of a text; use it with task.name=classification")})
+
+
+def _refuse_two_passes(loss: LossConfig, adversarial: AdversarialConfig) -> None:
+    """R-Drop asks the embedding twice for one loss; what a perturbation of its «sequence» is, no paper says."""
+    _check(loss, {"r_drop": (not loss.r_drop or adversarial.method == "none",
+                             f"is not defined together with adversarial.method = {adversarial.method!r}; leave one of them out")})
+
+
 def _refuse_idle_r_drop(loss: LossConfig, dropout: float, name: str) -> None:
     """Without dropout both passes are one, at twice the price."""
     _check(loss, {"r_drop": (not loss.r_drop or dropout > 0, f"compares two passes with dropout; set {name}, or loss.r_drop=0")})
@@ -490,12 +554,15 @@ class PretrainConfig:
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     loss: LossConfig = LossConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     samples: SampleConfig = SampleConfig()
 
     def __post_init__(self):
         _refuse_idle_r_drop(self.loss, self.model.dropout, "model.dropout")
+        _refuse_two_passes(self.loss, self.adversarial)
+        _refuse_wordless_vat(self.adversarial, "pretraining")
         needed = ARCHITECTURE_OF[self.objective.name]
         _check(self.objective, {"name": (self.model.architecture == needed, f"is for another architecture than model.architecture = "
                                          f"{self.model.architecture!r}; set model.architecture={needed}")})
@@ -513,9 +580,12 @@ class FinetuneConfig:
     model: ModelConfig = ModelConfig()
     adapter: AdapterConfig = AdapterConfig()
     loss: LossConfig = LossConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
     train: TrainConfig = TrainConfig(epochs=3.0)
     samples: SampleConfig = SampleConfig()
 
     def __post_init__(self):
         _refuse_idle_r_drop(self.loss, self.base.dropout, "base.dropout")
+        _refuse_two_passes(self.loss, self.adversarial)
+        _refuse_wordless_vat(self.adversarial, self.task.name)

@@ -17,6 +17,8 @@ class OnDevice:
         def moved(value):
             if isinstance(value, tuple):
                 return tuple(map(moved, value))
+            if isinstance(value, OnDevice):
+                return value.to(device)
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
         return dataclasses.replace(self, **{f.name: moved(getattr(self, f.name)) for f in dataclasses.fields(self)})
@@ -30,17 +32,29 @@ class Batch(OnDevice):
     labels_BT: Tensor
     supervised_N: Tensor  # where, in the flattened targets ((B, T − 1) once shifted), something is learned
     n_tokens: int         # tokens that are no padding
+    real_BT: Tensor       # False on padding
 
     @property
     def n_supervised(self) -> int:
         return len(self.supervised_N)
 
+    @property
+    def n_texts(self) -> int:
+        return len(self.tokens_BT)
+
+    @property
+    def embedded_BT(self) -> Tensor:
+        """Of all places that a loss asks the embedding for, one call behind the other: which are no padding."""
+        return next_token_pairs(self.real_BT, self.labels_BT)[0]
+
 
 @dataclass(frozen=True)
 class MaskedBatch(Batch):
-    """For an encoder: labels are not shifted, and padding has to be told, because it could be looked at."""
+    """For an encoder: labels are not shifted."""
 
-    real_BT: Tensor
+    @property
+    def embedded_BT(self) -> Tensor:
+        return self.real_BT
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,18 @@ class SourceBatch(Batch):
 
     source_BS: Tensor
     real_BS: Tensor
+
+    @property
+    def embedded_BT(self) -> Tensor:
+        return torch.cat([self.real_BS, super().embedded_BT], 1)
+
+
+@dataclass(frozen=True)
+class TextBatch(OnDevice):
+    """Texts of which nobody said what is right."""
+
+    tokens_BT: Tensor
+    real_BT: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,10 +85,20 @@ class LabelBatch(OnDevice):
     real_BT: Tensor
     labels: tuple[Tensor, ...]
     n_tokens: int
+    unlabelled: TextBatch | None = None  # beside them, for virtual adversarial training
 
     @property
     def n_supervised(self) -> int:
         return len(self.tokens_BT)
+
+    @property
+    def n_texts(self) -> int:
+        """Also of those without labels."""
+        return len(self.tokens_BT) + (len(self.unlabelled.tokens_BT) if self.unlabelled else 0)
+
+    @property
+    def embedded_BT(self) -> Tensor:
+        return self.real_BT
 
 
 def fill_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +117,7 @@ def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Ba
     tokens_BT, real_BT = fill_right([ids for ids, _ in rows], pad)
     labels_BT, _ = fill_right([labels for _, labels in rows], IGNORE)
     targets = next_token_pairs(tokens_BT, labels_BT)[1]
-    return Batch(tokens_BT, labels_BT, supervised(targets), int(real_BT.sum()))
+    return Batch(tokens_BT, labels_BT, supervised(targets), int(real_BT.sum()), real_BT)
 
 
 def collate_masked(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> MaskedBatch:
@@ -95,7 +131,8 @@ def collate_sources(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: in
     """(source ids, target ids) of each row; the target's first id is given, the others are learned."""
     source_BS, real_BS = fill_right([source for source, _ in rows], pad)
     b = collate([(target, target) for _, target in rows], pad)
-    return SourceBatch(b.tokens_BT, b.labels_BT, b.supervised_N, b.n_tokens + int(real_BS.sum()), source_BS, real_BS)
+    return SourceBatch(b.tokens_BT, b.labels_BT, b.supervised_N, b.n_tokens + int(real_BS.sum()), b.real_BT,
+                       source_BS, real_BS)
 
 
 def supervised(targets: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minialpaca.config import ClassesConfig, FinetuneConfig
-from minialpaca.data import world
+from minialpaca.config import ClassesConfig, CorpusConfig, FinetuneConfig
+from minialpaca.data import corpus, world
 from minialpaca.data.classes import LabelledText, labelled, read_texts
 from minialpaca.data.order import permutation
 from minialpaca.errors import UserError
@@ -47,6 +47,18 @@ def split_texts(settings: FinetuneConfig) -> Splits:
     if not val:
         print("no validation texts: the training texts are measured instead")
     return Splits(train, val or train, test)
+
+
+def unlabelled_texts(settings: FinetuneConfig, splits: Splits) -> list[str]:
+    """The texts of `adversarial.unlabelled`, each once, without those that the model will be marked on."""
+    found = corpus.texts(CorpusConfig(source=settings.adversarial.unlabelled, documents="line"))
+    distinct = dict.fromkeys(text.strip() for text in found)
+    texts = [LabelledText(text, (), f"unlabelled text {i}") for i, text in enumerate(distinct, 1) if text]
+    if not texts:
+        raise UserError(f"adversarial.unlabelled = {list(settings.adversarial.unlabelled)}: holds no text")
+    for name, later in (("validation", splits.val), ("test", splits.test)):
+        texts = without_leaks("unlabelled", texts, name, later if later is not splits.train else [], settings.classes.leaks)
+    return [text.text for text in texts]
 
 
 def _world(source: Sequence[str], classes: ClassesConfig) -> tuple[Texts, Texts, Texts]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minialpaca.config import ClassesConfig
-from minialpaca.data.batch import LabelBatch, fill_right
+from minialpaca.data.batch import LabelBatch, TextBatch, fill_right
 from minialpaca.data.buckets import Buckets
 from minialpaca.data.classes import LabelledText
 from minialpaca.data.files import SHOWN_FAULTS
@@ -127,3 +127,19 @@ class TextExamples:
         tokens_BT, real_BT = fill_right([self.ids[i] for i in chosen], self.pad)
         labels = tuple(target[torch.as_tensor(chosen)] for target in self.targets)
         return LabelBatch(tokens_BT, real_BT, labels, int(real_BT.sum()))
+
+
+class PlainTexts:
+    """Encoded texts without labels, in length-bucketed batches; a longer one is cut."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, context: int):
+        encoded = [text_ids(tokenizer, text, context) for text in texts]
+        self.ids, self.pad = [ids for ids, _ in encoded], tokenizer.pad
+        self.buckets = Buckets([len(ids) for ids in self.ids])
+        print(f"unlabelled: {len(texts):,} texts, {sum(is_cut for _, is_cut in encoded)} truncated to {context}")
+
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
+
+    def batch(self, number: int, batch_size: int, seed: int) -> TextBatch:
+        return TextBatch(*fill_right([self.ids[i] for i in self.buckets.chosen(number, batch_size, seed)], self.pad))

@@ -1,6 +1,6 @@
 """A task = data + head + loss + what is measured. The trainer knows it through this interface alone."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from minialpaca.config import LossConfig
 from minialpaca.data.batch import Batch
 from minialpaca.errors import UserError
+from minialpaca.linear_cross_entropy import linear_cross_entropy_sum
 from minialpaca.objectives import next_token_pairs, regularised_sum
 
 
@@ -28,6 +29,10 @@ class Task(Protocol):
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of the batch's supervised tokens (or labelled texts), in nats."""
 
+    def views(self, model: nn.Module, batch: Batch) -> list[tuple[Callable[[], list[Tensor]], Tensor]]:
+        """Sets of texts whose labels are not asked for: for each what the model says of it, and which tokens are real."""
+        return []
+
     def validation(self) -> Iterable[Batch]:
         """The same batches at every evaluation."""
 
@@ -42,6 +47,17 @@ class Task(Protocol):
         return {"val_loss": total / n}
 
 
+def said_loss(model: nn.Module, hidden: Callable[[], Tensor], targets_N: Tensor, how: LossConfig) -> Tensor:
+    """The loss of what the head says of these positions: cross entropy, regularised in training as `how` asks.
+
+    `hidden` is asked once, or twice for R-Drop. Where the head is a plain matrix its logits never exist at once.
+    """
+    if type(model.lm_head) is nn.Linear and not (model.training and how.r_drop):
+        smoothing = how.label_smoothing if model.training else 0.0
+        return linear_cross_entropy_sum(hidden(), model.lm_head.weight, targets_N, smoothing)
+    return regularised_sum(lambda: model.logits(hidden()), targets_N, how, model.training)
+
+
 def next_token_loss(model: nn.Module, batch: Batch, how: LossConfig = LossConfig()) -> Tensor:
     """Σ −log P(x_{t+1} | x_≤t) over the supervised tokens   [pretrain.1]
 
@@ -50,7 +66,7 @@ def next_token_loss(model: nn.Module, batch: Batch, how: LossConfig = LossConfig
     """
     inputs_BT, targets_BT = next_token_pairs(batch.tokens_BT, batch.labels_BT)
 
-    def logits_NV() -> Tensor:
-        return model.logits(model.hidden(inputs_BT).flatten(0, 1)[batch.supervised_N])
+    def hidden() -> Tensor:
+        return model.hidden(inputs_BT).flatten(0, 1)[batch.supervised_N]
 
-    return regularised_sum(logits_NV, targets_BT.flatten()[batch.supervised_N], how, model.training)
+    return said_loss(model, hidden, targets_BT.flatten()[batch.supervised_N], how)

@@ -1,6 +1,8 @@
 """Classification: M label groups of a text, each with a head of its own (finetune.1, j over groups)."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +10,8 @@ from torch import Tensor, nn
 
 from minialpaca.config import FinetuneConfig
 from minialpaca.data.batch import LabelBatch
-from minialpaca.data.splits import split_texts
-from minialpaca.data.texts import Group, TextExamples, label_groups, refuse_unknown
+from minialpaca.data.splits import split_texts, unlabelled_texts
+from minialpaca.data.texts import Group, PlainTexts, TextExamples, label_groups, refuse_unknown
 from minialpaca.errors import UserError
 from minialpaca.metrics import accuracy, class_marks, macro_f1
 from minialpaca.objectives import label_groups_sum, regularised_groups_sum
@@ -44,9 +46,11 @@ class Classification(Task):
         self.train = examples(splits.train, "training")
         self.val = self.train if splits.val is splits.train else examples(splits.val, "validation")
         self.test = examples(splits.test, "test") if splits.test else None
+        self.unlabelled = (PlainTexts(unlabelled_texts(settings, splits), tokenizer, context)
+                           if settings.adversarial.unlabelled else None)
         self.loss, self.pooling = settings.loss, pooling_of(settings)
         self.tokenizer_sha256, self.seed = tokenizer.sha256, settings.run.seed
-        self.data_sha256 = f"{self.train.sha256()} {self.val.sha256()}"
+        self.data_sha256 = f"{self.train.sha256()} {self.val.sha256()}{f' {self.unlabelled.sha256()}' if self.unlabelled else ''}"
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
         self.judged: Judged | None = None  # what the last evaluation saw, for pictures
 
@@ -54,7 +58,10 @@ class Classification(Task):
         return self.train.n_batches(self.batch_size)
 
     def batch(self, number: int) -> LabelBatch:
-        return self.train.batch(number, self.batch_size, self.seed)
+        labelled = self.train.batch(number, self.batch_size, self.seed)
+        if self.unlabelled is None:
+            return labelled
+        return dataclasses.replace(labelled, unlabelled=self.unlabelled.batch(number, self.batch_size, self.seed))
 
     def loss_sum(self, model: nn.Module, batch: LabelBatch) -> Tensor:
         """Σ_i Σ_j L_j(y_ij, ŷ_ij)   [finetune.1]; the trainer divides by the step's number of texts N."""
@@ -62,6 +69,11 @@ class Classification(Task):
             return model(batch.tokens_BT, batch.real_BT)
 
         return regularised_groups_sum(logits, batch.labels, self.loss, model.training)
+
+    def views(self, model: nn.Module, batch: LabelBatch) -> list[tuple[Callable[[], list[Tensor]], Tensor]]:
+        """The batch's texts and those without labels beside them, each set with a way to ask what the model says of it."""
+        sets = [texts for texts in (batch, batch.unlabelled) if texts is not None]
+        return [(functools.partial(model, texts.tokens_BT, texts.real_BT), texts.real_BT) for texts in sets]
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Loss per text, accuracy and macro-F1: their means over the groups, and where these are several, of each."""
@@ -126,6 +138,9 @@ def refuse_meaningless(settings: FinetuneConfig) -> None:
     pooling_of(settings)
     if loss.r_drop and classes.several:
         raise UserError(f"loss.r_drop = {loss.r_drop}: is defined for single-label groups; set it to 0, or take "
+                        f"{', '.join(classes.several)} out of classes.several")
+    if settings.adversarial.method == "vat" and classes.several:
+        raise UserError(f"adversarial.method = 'vat': is defined for single-label groups; choose another, or take "
                         f"{', '.join(classes.several)} out of classes.several")
     if loss.label_smoothing and set(classes.several) == set(classes.labels):
         raise UserError(f"loss.label_smoothing = {loss.label_smoothing}: is for single-label groups; there is none, "

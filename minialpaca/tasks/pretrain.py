@@ -14,8 +14,8 @@ from minialpaca.data import noise
 from minialpaca.data.batch import Batch, MaskedBatch, SourceBatch, collate, collate_masked, collate_sources
 from minialpaca.data.corpus import Windows, prepare
 from minialpaca.errors import UserError
-from minialpaca.objectives import next_token_pairs, regularised_sum
-from minialpaca.tasks import Task, next_token_loss
+from minialpaca.objectives import next_token_pairs
+from minialpaca.tasks import Task, next_token_loss, said_loss
 from minialpaca.tokenizer import Tokenizer
 
 TRAINING, HELD_OUT = 4, 5  # keys of the noise
@@ -138,22 +138,22 @@ def refuse_long_targets(settings: PretrainConfig) -> None:
 def masked_loss(model: nn.Module, batch: MaskedBatch, how: LossConfig) -> Tensor:
     """Σ −log P(x_t | noised x) over the chosen t   [pretrain.2]"""
 
-    def logits_NV() -> Tensor:
+    def hidden() -> Tensor:
         hidden_BTD = model.hidden(batch.tokens_BT, None if batch.n_tokens == batch.tokens_BT.numel() else batch.real_BT)
-        return model.logits(hidden_BTD.flatten(0, 1)[batch.supervised_N])
+        return hidden_BTD.flatten(0, 1)[batch.supervised_N]
 
-    return regularised_sum(logits_NV, batch.labels_BT.flatten()[batch.supervised_N], how, model.training)
+    return said_loss(model, hidden, batch.labels_BT.flatten()[batch.supervised_N], how)
 
 
 def source_loss(model: nn.Module, batch: SourceBatch, how: LossConfig) -> Tensor:
     """Σ −log P(y_{t+1} | y_≤t, source) over the target   [pretrain.3]"""
     inputs_BT, targets_BT = next_token_pairs(batch.tokens_BT, batch.labels_BT)
 
-    def logits_NV() -> Tensor:
+    def hidden() -> Tensor:
         hidden_BTD = model.hidden(inputs_BT, sources=model.encode(batch.source_BS, batch.real_BS))
-        return model.logits(hidden_BTD.flatten(0, 1)[batch.supervised_N])
+        return hidden_BTD.flatten(0, 1)[batch.supervised_N]
 
-    return regularised_sum(logits_NV, targets_BT.flatten()[batch.supervised_N], how, model.training)
+    return said_loss(model, hidden, targets_BT.flatten()[batch.supervised_N], how)
 
 
 TASKS = {"causal": CausalLM, "masked": MaskedLM, "span": SpanCorruption}

@@ -12,7 +12,8 @@ from spelled import listed
 
 from minialpaca import trainer
 from minialpaca.classify import classifier
-from minialpaca.config import BaseConfig, ClassesConfig, FinetuneConfig, InstructionConfig, LossConfig, TaskConfig, TrainConfig
+from minialpaca.config import (AdversarialConfig, BaseConfig, ClassesConfig, FinetuneConfig, InstructionConfig, LossConfig,
+                               OptimConfig, TaskConfig, TrainConfig)
 from minialpaca.data import texts as data_texts
 from minialpaca.data.texts import Group, text_ids
 from minialpaca.errors import UserError
@@ -270,3 +271,49 @@ def test_judging_is_in_the_order_of_the_texts(source):
         ids = torch.tensor([task.val.ids[i]])
         p = model(ids, torch.ones_like(ids, dtype=torch.bool))[0].softmax(-1)[0].double()
         torch.testing.assert_close(judged.probabilities[0][i], p.detach(), rtol=0, atol=1e-6)
+
+
+# ── texts without labels ─────────────────────────────────────────────────────────────────────────
+
+
+def with_unlabelled(source, tmp_path, texts):
+    place = tmp_path / "unlabelled.txt"
+    place.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return dataclasses.replace(settings_of(source, labels=("mood",), several=()),
+                               adversarial=AdversarialConfig("vat", unlabelled=(str(place),)))
+
+
+def test_texts_without_labels_stand_beside_the_labelled_and_none_of_them_is_marked_later(source, tmp_path, capsys):
+    task, _ = made(settings_of(source, labels=("mood",), several=()))
+    marked = task.val.texts[0].text
+    task, _ = made(with_unlabelled(source, tmp_path, ["a new text", "a new text", "  another  ", marked, "", "the third of them"]))
+    kept = [tiny.tokenizer().decode(ids[1:-1]) for ids in task.unlabelled.ids]
+    assert sorted(kept) == ["a new text", "another", "the third of them"]
+    assert "1 unlabelled text stands in the validation split too" in capsys.readouterr().out
+    seen = [row.tolist() for number in range(3) for row in task.batch(number).unlabelled.tokens_BT]
+    assert {tuple(t for t in row if t != 3) for row in seen} == set(map(tuple, task.unlabelled.ids))
+
+
+def test_the_views_are_what_the_model_says_of_both(source, tmp_path):
+    task, model = made(with_unlabelled(source, tmp_path, ["a new text", "another"]))
+    batch = task.batch(0).to(torch.device("cpu"))
+    (labelled, real), (unlabelled, other) = task.views(model, batch)
+    assert torch.equal(labelled()[0], model(batch.tokens_BT, batch.real_BT)[0]) and real is batch.real_BT
+    assert torch.equal(unlabelled()[0], model(batch.unlabelled.tokens_BT, batch.unlabelled.real_BT)[0])
+    assert len(other) == 2 and other is batch.unlabelled.real_BT
+
+
+def test_a_step_of_virtual_training_weighs_every_text_alike(source, tmp_path):
+    """By hand: c L + a (1/N') Σ KL over the texts of both micro-batches, labelled and not."""
+    task, model = made(with_unlabelled(source, tmp_path, [f"text number {i}" for i in range(19)]))
+    found = []
+
+    class Watching:
+        def backward(self, passes):
+            found.append([(view.share, len(view.real_BT)) for view in passes.views])
+            passes.loss().backward()
+            return {"loss": torch.zeros(())}
+
+    trainer.Trainer(model, task, OptimConfig(), TrainConfig(steps=1, accumulation=3), 0, tmp_path, attack=Watching()).take_step()
+    assert sum(n for views in found for _, n in views) == 24 + 19
+    assert {share for views in found for share, _ in views} == {1 / 43}

@@ -1,0 +1,63 @@
+"""The head and its cross entropy as one function, a slice of rows at a time: the logits of a step never exist at once.
+
+With 2,048 tokens and a vocabulary of 8,192 they would be 64 MiB, and their softmax and their gradient as much again each.
+A slice stays in the cache, and its gradient is made while it is there.
+"""
+
+import torch
+from torch import Tensor
+
+SLICE = {"cpu": 1 << 21, "cuda": 1 << 26}  # logits in one slice
+
+
+def loss_and_gradient(z_RV: Tensor, y_R1: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Σ_r −Σ_v q_rv log P_rv and ∂/∂z = P − q,  P = softmax(z),  q_rv = (1 − ε) 1[v = y_r] + ε/V   [pretrain.1] [smoothing.1]
+
+    The gradient is written where z stood.
+    """
+    z_RV -= z_RV.amax(-1, keepdim=True)
+    told_R1, mean_R1 = z_RV.gather(-1, y_R1), z_RV.mean(-1, keepdim=True) if smoothing else 0.0
+    sum_R1 = z_RV.exp_().sum(-1, keepdim=True)
+    loss = (sum_R1.log() - (1 - smoothing) * told_R1 - smoothing * mean_R1).sum()
+    z_RV.div_(sum_R1).scatter_add_(-1, y_R1, torch.full_like(told_R1, smoothing - 1))
+    return loss, z_RV.sub_(smoothing / z_RV.shape[1]) if smoothing else z_RV
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Σ_n −log softmax(W h_n)_{y_n}, smoothed or not, with  ∂/∂h_n = Wᵀ (P_n − q_n)  and  ∂/∂W = Σ_n (P_n − q_n) h_nᵀ
+
+    Both gradients are made on the way there and multiplied by the loss's own on the way back; of what is frozen none is
+    made. Softmax and sums in fp32 at least. Every target is supervised: there is no IGNORE here.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, smoothing: float) -> Tensor:
+        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        d_hidden_ND = torch.empty_like(hidden_ND) if for_hidden else None
+        d_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if for_weight else None
+        total = hidden_ND.new_zeros((), dtype=dtype)
+        rows = max(1, SLICE.get(hidden_ND.device.type, SLICE["cuda"]) // len(weight_VD))
+        for first in range(0, len(hidden_ND), rows):
+            here = slice(first, first + rows)
+            loss, d_logits = loss_and_gradient((hidden_ND[here] @ weight_VD.T).to(dtype), targets_N[here, None], smoothing)
+            total += loss
+            d_logits = d_logits.to(hidden_ND.dtype)
+            if for_hidden:
+                torch.mm(d_logits, weight_VD, out=d_hidden_ND[here])
+            if for_weight:
+                d_weight_VD += d_logits.T @ hidden_ND[here]
+        ctx.save_for_backward(d_hidden_ND, d_weight_VD)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden_ND, d_weight_VD = ctx.saved_tensors
+        return (None if d_hidden_ND is None else d_total.to(d_hidden_ND.dtype) * d_hidden_ND,
+                None if d_weight_VD is None else d_total * d_weight_VD, None, None)
+
+
+def linear_cross_entropy_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, smoothing: float = 0.0) -> Tensor:
+    """`objectives.cross_entropy_sum` of the logits W h_n; every target is supervised."""
+    return LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, smoothing)
