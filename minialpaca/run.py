@@ -154,7 +154,7 @@ def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path,
 def adapted(model: nn.Module, backbone: Transformer, settings: FinetuneConfig) -> Adapter | None:
     """Put the method of a config into a model; what is no part of the backbone is new, and trained in any case."""
     new = [child for child in model.children() if child is not backbone] if model is not backbone else []
-    return apply(model, settings.adapter, settings.run.seed, new)
+    return apply(model, settings.adapter, settings.run.seed, new, idle=[backbone.lm_head] if new else [])
 
 
 def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: str) -> None:

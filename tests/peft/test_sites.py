@@ -37,7 +37,7 @@ def test_roles_are_told_by_the_module():
         "final_norm.weight"]
     assert [s.path for s in with_role(model, ("head", "embedding"))] == ["embed.weight", "lm_head.weight"]
     assert len(with_role(model, ("bias",))) == 2 * 7 + 1
-    with pytest.raises(UserError, match="this model has no 'bias'; there are embedding, norm, head"):
+    with pytest.raises(UserError, match="adapter.also: 'bias' matches nothing here; there are embedding, norm, head"):
         with_role(tiny.model(), ("bias",))
 
 
