@@ -20,6 +20,7 @@ from minialpaca.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER = "config.toml", "tokenizer.model"
 MAY_CHANGE = ("run.",)  # where and how a run is continued; everything else is the recipe
+TOO_MUCH = (RuntimeError, MemoryError, OverflowError, TypeError)  # PyTorch's ways of saying that memory will not do
 
 
 @contextlib.contextmanager
@@ -126,9 +127,13 @@ def build(settings, device: torch.device | str = "cpu", **changes) -> Transforme
         model = Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed).to(device)
         model.recompute = settings.train.recompute
         return model
-    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # PyTorch's ways of saying that it is too much
-        raise UserError(f"model: cannot be made on {device} ({(str(error).splitlines() or ['no memory'])[0][:200]}); "
-                        "make it smaller: model.d_model, n_layers, d_ff, vocab_size") from None
+    except TOO_MUCH as error:
+        raise UserError(f"model: cannot be made on {device} ({_short(error)}); make it smaller: model.d_model, n_layers, d_ff, "
+                        "vocab_size") from None
+
+
+def _short(error: Exception) -> str:
+    return (str(error).splitlines() or ["no memory"])[0][:200]
 
 
 def load(folder: str | Path, which: str = "best", device: torch.device | str = "cpu",
@@ -154,7 +159,11 @@ def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path,
 def adapted(model: nn.Module, backbone: Transformer, settings: FinetuneConfig) -> Adapter | None:
     """Put the method of a config into a model; what is no part of the backbone is new, and trained in any case."""
     new = [child for child in model.children() if child is not backbone] if model is not backbone else []
-    return apply(model, settings.adapter, settings.run.seed, new, idle=[backbone.lm_head] if new else [])
+    try:
+        return apply(model, settings.adapter, settings.run.seed, new, idle=[backbone.lm_head] if new else [])
+    except TOO_MUCH as error:
+        raise UserError(f"adapter: cannot be put into the model ({_short(error)}); make it smaller: adapter.bottleneck, length, "
+                        "rank") from None
 
 
 def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: str) -> None:
