@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
 def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainConfig | FinetuneConfig]:
     """`model` filled in from the base run, with this run's dropout and context."""
     asked = settings.model
-    base_settings = run.settings_of(Path(settings.base.run))
+    base_settings = run.settings_of(run.base_folder(settings))
     if settings.task.name == "instruction":
         run.refuse_speechless(base_settings, settings.base.run)
     elif base_settings.model.architecture == "encoder_decoder":

@@ -100,7 +100,7 @@ def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
 
 def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
     """The resolved config of a run folder."""
-    if not (folder / CONFIG).is_file() or not (folder / TOKENIZER).is_file():
+    if not _is_run(folder):
         raise UserError(f"{folder}: is no run folder (it lacks {CONFIG} or {TOKENIZER}); "
                         "give the run.dir of a train.py or finetune.py run")
     form = FinetuneConfig if "base" in config.read_toml(folder / CONFIG) else PretrainConfig
@@ -109,6 +109,10 @@ def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
     except UserError as error:  # an impossible value is told by its key alone, as if it had been given just now
         where = "" if str(folder / CONFIG) in str(error) else f"{folder / CONFIG}: "
         raise UserError(f"{where}{error}") from None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / TOKENIZER).is_file()
 
 
 def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | Path) -> None:
@@ -150,7 +154,7 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
 def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path, tokenizer_sha256: str) -> None:
     """A run's weights: all of them, or those of its base and its adapter, which is left in the model."""
     if isinstance(settings, FinetuneConfig) and settings.adapter.method != "none":
-        load_base(backbone, settings, tokenizer_sha256)
+        load_base(backbone, settings, tokenizer_sha256, place.parents[1])
         load_weights(adapted(model, backbone, settings), place, tokenizer_sha256)
     else:
         load_weights(model, place, tokenizer_sha256)
@@ -166,11 +170,28 @@ def adapted(model: nn.Module, backbone: Transformer, settings: FinetuneConfig) -
                         "rank") from None
 
 
-def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: str) -> None:
-    """The weights that a run starts from; `random` leaves those of its seed."""
-    folder, which = Path(settings.base.run), settings.base.weights
+def base_folder(settings: FinetuneConfig, folder: Path | None = None) -> Path:
+    """base.run; a relative one counts from where the run's own run.dir does.
+
+    That is the working directory, or, where the run is found again in a `folder` that ends in run.dir, what stands before.
+    """
+    given, own = Path(settings.base.run), Path(settings.run.dir)
+    here = folder.absolute().parts if folder else ()
+    if not own.is_absolute() and here[-len(own.parts):] == own.parts:
+        given = Path(*here[:-len(own.parts)]) / given
+    if not _is_run(given):
+        raise UserError(f"base.run = {settings.base.run!r}, looked for at {given.absolute()}: is no run folder (it lacks {CONFIG} "
+                        f"or {TOKENIZER}); give the run.dir of a train.py or finetune.py run"
+                        + (f" in {folder / CONFIG}" if folder else ""))
+    return given
+
+
+def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: str, own: Path | None = None) -> None:
+    """The weights that a run starts from; `random` leaves those of its seed. `own`: where the run lies."""
+    which = settings.base.weights
     if which == "random":
         return
+    folder = base_folder(settings, own)
     base, place = settings_of(folder), checkpoint.find(folder, which)
     if isinstance(base, FinetuneConfig) and base.adapter.method != "none":
         raise UserError(f"{folder}: holds an adapter ({base.adapter.method}) and no whole model; merge it with its base: "
