@@ -115,6 +115,10 @@ def _is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / TOKENIZER).is_file()
 
 
+def _method(settings: PretrainConfig | FinetuneConfig) -> str:
+    return settings.adapter.method if isinstance(settings, FinetuneConfig) else "none"
+
+
 def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | Path) -> None:
     """Only a decoder goes on with a text, and one that labels texts has unlearned it."""
     if isinstance(settings, FinetuneConfig) and settings.task.name == "classification":
@@ -153,7 +157,7 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
 
 def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path, tokenizer_sha256: str) -> None:
     """A run's weights: all of them, or those of its base and its adapter, which is left in the model."""
-    if isinstance(settings, FinetuneConfig) and settings.adapter.method != "none":
+    if _method(settings) != "none":
         load_base(backbone, settings, tokenizer_sha256, place.parents[1])
         load_weights(adapted(model, backbone, settings), place, tokenizer_sha256)
     else:
@@ -193,7 +197,7 @@ def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: st
         return
     folder = base_folder(settings, own)
     base, place = settings_of(folder), checkpoint.find(folder, which)
-    if isinstance(base, FinetuneConfig) and base.adapter.method != "none":
+    if _method(base) != "none":
         raise UserError(f"{folder}: holds an adapter ({base.adapter.method}) and no whole model; merge it with its base: "
                         f"python -m minialpaca.merge {folder} OUT")
     if place is None or (isinstance(base, PretrainConfig) and checkpoint.read_state(place).get("step") == 0):
@@ -205,6 +209,9 @@ def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: st
 def weights_of(folder: Path, which: str) -> Path:
     """The checkpoint of that name."""
     place = checkpoint.find(folder, which)
+    if place is None and checkpoint.find(folder) and _method(settings_of(folder)) == "adalora":
+        raise UserError(f"{folder}: adalora is pruning still, and calls nothing {which!r} before its budget is spent; let "
+                        "finetune.py go on with this run, or take --checkpoint last")
     if place is None:
         raise UserError(f"{folder}: has no {which!r} checkpoint yet; let its run reach an evaluation")
     return place
