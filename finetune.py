@@ -36,6 +36,7 @@ from minialpaca.trainer import Trainer
 def main(arguments: list[str]) -> None:
     settings = scripts.parse(FinetuneConfig, "configs/alpaca.toml", __doc__, arguments)
     device = run.pick_device(settings.run.device)
+    run.refuse_merged(Path(settings.run.dir))
     settings, base_settings = with_base_model(settings)
     tokenizer = Tokenizer.load(Path(settings.base.run) / run.TOKENIZER)
     refuse_other_world(settings, base_settings)

@@ -24,8 +24,8 @@ TOO_MUCH = (RuntimeError, MemoryError, OverflowError, TypeError)  # PyTorch's wa
 
 
 @contextlib.contextmanager
-def opened(folder: Path, resume: str) -> Iterator[bool]:
-    """The folder, writable and this process's alone; True where it holds a run to be continued.
+def opened(folder: Path, resume: str, mend: str = "set run.dir") -> Iterator[bool]:
+    """The folder, writable and this process's alone; True where it holds a run to be continued. `mend`: what to do where not.
 
     Where the input turns out faulty before `keep`, what was written so far goes again.
     """
@@ -39,7 +39,7 @@ def opened(folder: Path, resume: str) -> Iterator[bool]:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise UserError(f"{folder}: the run folder cannot be written: {reason(error)}; set run.dir") from None
+            raise UserError(f"{folder}: the run folder cannot be written: {reason(error)}; {mend}") from None
         try:
             yield _holds_run(folder, resume)
         except (UserError, OSError):
@@ -82,6 +82,14 @@ def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> None:
         raise UserError(f"{folder / TOKENIZER}: is not the tokenizer of this run's data; choose another run.dir")
     if place := checkpoint.find(folder):  # before token files are written with another one
         _refuse_other_tokenizer(place, tokenizer.sha256)
+
+
+def refuse_merged(folder: Path) -> None:
+    """It stands for itself: what it was made of need not be there any more."""
+    place = checkpoint.find(folder)
+    if place and checkpoint.read_state(place).get("merged"):
+        raise UserError(f"{folder}: holds a merged run, which has no optimizer to go on with; tune from it instead: "
+                        f"base.run={folder} and another run.dir")
 
 
 def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
