@@ -30,6 +30,7 @@ from minialpaca.config import (
     load,
     to_toml,
 )
+from minialpaca.config.sections import ADAPTERS, USED_BY
 from minialpaca.errors import UserError
 
 FORMS = (PretrainConfig, FinetuneConfig)
@@ -290,6 +291,33 @@ def test_every_field_that_can_be_impossible_is_in_the_table():
                     "InstructionConfig.test_source", "TokenizerConfig.path", "ModelConfig.tie_embeddings",
                     "SampleConfig.prompts", "ClassesConfig.lines", "ClassesConfig.header", "ClassesConfig.quotes",
                     "TrainConfig.recompute", "AdapterConfig.rank_stabilised"}
+
+
+# ── adapters ─────────────────────────────────────────────────────────────────────────────────────
+
+OTHER = {"layers": "-1:", "targets": ("q_proj",), "also": ("norm",), "rank": 5, "alpha": 7.0, "rank_stabilised": True,
+         "dropout": 0.1, "bottleneck": 5, "placement": "mlp", "length": 5, "target_rank": 2.0, "warmup_part": 0.2,
+         "final_part": 0.2, "interval": 5, "orthogonality": 0.2, "sensitivity_decay": 0.5, "uncertainty_decay": 0.5}
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("key", OTHER)
+def test_a_key_that_the_method_does_not_look_at_is_refused(method, key):
+    if method in USED_BY[key]:
+        assert getattr(AdapterConfig(method, **{key: OTHER[key]}), key) == OTHER[key]
+    else:
+        with pytest.raises(UserError, match=rf"^adapter\.{key} = {re.escape(repr(OTHER[key]))}: means nothing to "
+                                            rf"adapter\.method = '{method}'; leave it out, or use {', '.join(USED_BY[key])}$"):
+            AdapterConfig(method, **{key: OTHER[key]})
+
+
+def test_the_sentence_under_a_key_begins_with_the_methods_that_look_at_it():
+    docs, methods = config.field_docs(AdapterConfig), ADAPTERS[1:]
+    assert USED_BY.keys() == OTHER.keys() == docs.keys() - {"method"}
+    for key, used_by in USED_BY.items():
+        told = docs[key].partition(": ")[0]
+        spared = tuple(told.removeprefix("All but ").split(", ")) if told.startswith("All but ") else ()
+        assert used_by == (tuple(m for m in methods if m not in spared) if told.startswith("All") else tuple(told.split(", ")))
 
 
 def test_odd_head_widths_are_refused():

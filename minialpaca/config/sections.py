@@ -320,6 +320,18 @@ class BaseConfig:
 
 ADAPTERS = ("none", "freeze", "bitfit", "lora", "dora", "houlsby", "adalora", "ia3", "prefix", "prompt")
 ROLES = ("embedding", "norm", "bias", "head")
+LOW_RANK = ("lora", "dora", "adalora")
+USED_BY = {  # each key of [adapter] → the methods that look at it; elsewhere another value than the default is refused
+    "layers": tuple(m for m in ADAPTERS if m not in ("none", "prompt")),
+    "targets": ("bitfit", *LOW_RANK, "ia3"),
+    "also": ADAPTERS[1:],
+    "rank": LOW_RANK, "alpha": LOW_RANK, "dropout": LOW_RANK,
+    "rank_stabilised": ("lora", "dora"),
+    "bottleneck": ("houlsby",), "placement": ("houlsby",),
+    "length": ("prefix", "prompt"),
+    **dict.fromkeys(("target_rank", "warmup_part", "final_part", "interval", "orthogonality", "sensitivity_decay",
+                     "uncertainty_decay"), ("adalora",)),
+}
 
 
 @dataclass(frozen=True)
@@ -329,11 +341,11 @@ class AdapterConfig:
     method: str = "none"
     """How few parameters are trained: `none` (all of them), `freeze`, `bitfit`, `lora`, `dora`, `houlsby`, `adalora`, `ia3`, `prefix` or `prompt`; the base's own stay as they are in all but `none`."""
     layers: str = ":"
-    """Which layers, as a slice: `:` all, `-2:` the last two, `1:3` the second and third. `freeze` trains these whole; the others are put into these."""
+    """All but prompt: which layers, as a slice: `:` all, `-2:` the last two, `1:3` the second and third. `freeze` trains these whole; the others are put into these."""
     targets: tuple[str, ...] = ()
     """bitfit, lora, dora, adalora, ia3: the Linears, by the end of their names (q_proj, mlp.up_proj, lm_head); where empty, those of the method's paper."""
     also: tuple[str, ...] = ()
-    """What is trained whole besides, in all layers: `embedding`, `norm`, `bias`, `head`; a classifier's new heads always are."""
+    """All: what is trained whole besides, in all layers: `embedding`, `norm`, `bias`, `head`; a classifier's new heads always are."""
     rank: int = 8
     """lora, dora, adalora: r, the rank that a change of a matrix begins with."""
     alpha: float = 16.0
@@ -385,6 +397,10 @@ class AdapterConfig:
             "sensitivity_decay": (0 < self.sensitivity_decay < 1, "must lie strictly between 0 and 1"),
             "uncertainty_decay": (0 < self.uncertainty_decay < 1, "must lie strictly between 0 and 1"),
         })
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        _check(self, {key: (self.method in methods or getattr(self, key) == default[key],
+                            f"means nothing to adapter.method = {self.method!r}; leave it out, or use {', '.join(methods)}")
+                      for key, methods in USED_BY.items()})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from commands import is_no_run, tune
 from running import json_lines, module, refused
 
 from minialpaca import chat, checkpoint, generate, merge, run
+from minialpaca.config.sections import LOW_RANK
 from minialpaca.errors import UserError
 from minialpaca.peft import METHODS, active
 from minialpaca.trainer import Trainer
@@ -19,7 +20,7 @@ SETTINGS = {"adalora": ["adapter.rank=4", "adapter.target_rank=2", "adapter.inte
 
 
 def command(method, *more):
-    return [f"adapter.method={method}", "adapter.alpha=7", *SETTINGS.get(method, []), *more]
+    return [f"adapter.method={method}", *(["adapter.alpha=7"] if method in LOW_RANK else []), *SETTINGS.get(method, []), *more]
 
 
 @pytest.fixture(scope="module")
