@@ -551,10 +551,12 @@ of("optim:clip_by_global_norm", "test_optim.py::test_clipping_is_the_papers",
    (".clamp(max=1.0)", ""),
    (".clamp(max=1.0)", ".clamp(min=1.0)"),
    ("max_norm > 0", "max_norm >= 0"),
-   ("_foreach_norm(gradients)", "_foreach_norm(gradients, 1)"),
-   ("torch.linalg.vector_norm(", "torch.sum("),
-   ("torch.linalg.vector_norm(", "torch.amax("),  # the largest tensor's norm
    ("return norm", "return norm.clamp(max=max_norm)"))
+
+of("optim:global_norm", "test_optim.py::test_clipping_is_the_papers",
+   ("if p.grad is not None])", "if p.grad is not None], 1)"),
+   ("torch.linalg.vector_norm(", "torch.sum("),
+   ("torch.linalg.vector_norm(", "torch.amax("))  # the largest tensor's norm
 
 # ── from logits to a token ───────────────────────────────────────────────────────────────────────
 
