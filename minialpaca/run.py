@@ -182,6 +182,19 @@ def adapted(model: nn.Module, backbone: Transformer, settings: FinetuneConfig) -
                         "rank") from None
 
 
+def load_adapter(folder: str | Path, model: Transformer, which: str = "best") -> Adapter:
+    """The adapter of a run, for a base that is loaded already; `use` puts it in. Several share one base."""
+    folder = Path(folder)
+    settings = settings_of(folder)
+    if _method(settings) == "none" or settings.task.name == "classification":
+        raise UserError(f"{folder}: holds no adapter for a bare base; give the run.dir of a finetune.py run with adapter.method "
+                        "and task.name = instruction")
+    adapter = adapted(model, model, settings)
+    adapter.remove()
+    load_weights(adapter, weights_of(folder, which), Tokenizer.load(folder / TOKENIZER).sha256)
+    return adapter
+
+
 def base_folder(settings: FinetuneConfig, folder: Path | None = None) -> Path:
     """base.run; a relative one counts from where the run's own run.dir does.
 

@@ -89,6 +89,7 @@ class Adapter:
             parameter.requires_grad_(False)
         for swap in self.swaps:
             swap.site.put(swap.own)
+        self.model.train(self.model.training)  # what was out meanwhile, or is new, drops as the model does
         setattr(self.model, IN_PLACE, self)
 
     def remove(self) -> None:
