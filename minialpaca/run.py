@@ -86,7 +86,7 @@ def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> None:
 
 def refuse_merged(folder: Path) -> None:
     """It stands for itself: what it was made of need not be there any more."""
-    place = checkpoint.find(folder)
+    place = checkpoint.find(folder) if (folder / CONFIG).is_file() else None
     if place and checkpoint.read_state(place).get("merged"):
         raise UserError(f"{folder}: holds a merged run, which has no optimizer to go on with; tune from it instead: "
                         f"base.run={folder} and another run.dir")

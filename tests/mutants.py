@@ -169,7 +169,7 @@ of("merge:logits", "peft/test_training.py::test_a_classifiers_merge_is_judged_by
 of("peft.adapter:Adapter.install", "peft/test_contract.py::test_what_is_put_in_drops_as_the_model_does[False]",
    ("self.model.train(self.model.training)", "None"))
 
-of("trainer:Trainer.take_step", "peft/test_training.py::test_before_each_update_the_adapter_sees_the_whole_gradient_once_and_unclipped[split1]",
+of("trainer:Trainer.take_step", "peft/test_training.py::test_the_adapter_sees_the_whole_gradient_once_a_step_and_unclipped[split1]",
    ("self.adapter.before_clip(step + 1)", "self.adapter.before_clip(step)"),
    ("self.adapter.before_clip(step + 1)", "clip_by_global_norm(self.model.parameters(), 1e-3), self.adapter.before_clip(step + 1)"),
    ("self.adapter.before_clip(step + 1)", "[self.adapter.before_clip(step + 1) for _ in range(2)]"),

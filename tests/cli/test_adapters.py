@@ -110,7 +110,8 @@ def test_a_place_where_nothing_can_be_merged_to_is_named(lora, tmp_path, monkeyp
     assert "run.dir" not in line
 
 
-def test_a_low_rank_change_of_a_tied_head_is_merged_into_a_run_that_is_tied_no_more(pretrained, finetune_command, tmp_path, monkeypatch):
+def test_a_low_rank_change_of_a_tied_head_is_merged_into_a_run_that_is_tied_no_more(pretrained, finetune_command, tmp_path,
+                                                                                   monkeypatch):
     assert run.settings_of(pretrained).model.tie_embeddings
     tune(finetune_command, tmp_path / "run", *command("lora", "adapter.targets=lm_head", "optim.lr=0.1"))
     said = module(generate.main, monkeypatch, tmp_path / "run", "Where is Mira?")
@@ -174,7 +175,8 @@ def test_a_base_that_is_gone_is_named(lora, tmp_path, monkeypatch):
     old = json.dumps(str(run.settings_of(lora).base.run))
     (copy / "config.toml").write_text(config.replace(old, json.dumps("nowhere")))
     refused(module(chat.main, monkeypatch, copy), f"base.run = 'nowhere', looked for at {os.path.abspath('nowhere')}: is no run "
-            f"folder (it lacks config.toml or tokenizer.model); give the run.dir of a train.py or finetune.py run in {copy}/config.toml")
+            "folder (it lacks config.toml or tokenizer.model); give the run.dir of a train.py or finetune.py run in "
+            f"{copy}/config.toml")
 
 
 def test_a_relative_base_is_found_from_any_folder(pretrained, finetune_command, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def assert_close(a, b):
 
 
 @pytest.mark.parametrize("split", [(8, 1), (2, 4)])
-def test_before_each_update_the_adapter_sees_the_whole_gradient_once_and_unclipped(tmp_path, monkeypatch, split):
+def test_the_adapter_sees_the_whole_gradient_once_a_step_and_unclipped(tmp_path, monkeypatch, split):
     tuning = trainer(tmp_path, dataclasses.replace(ADALORA, orthogonality=0.0), split, dataclasses.replace(PLAIN, clip_norm=1e-3))
     seen, note = [], tuning.adapter.before_clip
     monkeypatch.setattr(tuning.adapter, "before_clip", lambda step: (seen.append((step, gradients(tuning.adapter))), note(step)))
@@ -63,10 +63,11 @@ def test_before_each_update_the_adapter_sees_the_whole_gradient_once_and_unclipp
 
 @pytest.mark.parametrize("split", [(8, 1), (2, 4)])
 def test_the_penalty_is_added_once_a_step(tmp_path, monkeypatch, split):
-    with_it, without = (trainer(tmp_path / str(gamma), dataclasses.replace(ADALORA, orthogonality=gamma), split) for gamma in (0.3, 0.0))
-    wanted = dict(zip(with_it.adapter.trained(), torch.autograd.grad(with_it.adapter.penalty(), list(with_it.adapter.trained().values()),
-                                                                      allow_unused=True)))
-    value, found = with_it.adapter.penalty().item(), []
+    with_it, without = (trainer(tmp_path / str(gamma), dataclasses.replace(ADALORA, orthogonality=gamma), split)
+                        for gamma in (0.3, 0.0))
+    trained, value = with_it.adapter.trained(), with_it.adapter.penalty()
+    wanted = dict(zip(trained, torch.autograd.grad(value, list(trained.values()), allow_unused=True)))
+    value, found = value.item(), []
     for tuning in (with_it, without):
         monkeypatch.setattr(tuning.adapter, "before_clip", lambda step, a=tuning.adapter: found.append(gradients(a)))
     records = [tuning.take_step() for tuning in (with_it, without)]
@@ -196,8 +197,8 @@ def test_a_checkpoint_holds_what_is_in_the_model_bit_for_bit(tmp_path, name):
 
 # ── a classifier's new heads ─────────────────────────────────────────────────────────────────────
 
-LABELLERS = {"freeze": {"layers": "-1:"}, "lora": {"rank": 3}, "dora": {"rank": 3}, "adalora": {"rank": 4, "target_rank": 2.0, "interval": 2},
-             "houlsby": {"bottleneck": 5}, "prefix": {"length": 5}, "prompt": {"length": 5}, "bitfit": {}, "ia3": {}}
+LABELLERS = {"freeze": {"layers": "-1:"}, "lora": {"rank": 3}, "dora": {"rank": 3},
+             "adalora": {"rank": 4, "target_rank": 2.0, "interval": 2}, "houlsby": {"bottleneck": 5}, "prefix": {"length": 5}, "prompt": {"length": 5}, "bitfit": {}, "ia3": {}}
 TOKENS, REAL = tiny.tokens(4, 9), torch.arange(9) < torch.tensor([[9], [4], [1], [6]])
 
 
@@ -224,7 +225,8 @@ def test_new_heads_are_trained_saved_and_come_back(tmp_path, method, tied):
         optimizer.zero_grad()
     now = dict(model.named_parameters())
     assert len(heads) == 4 and not [name for name, before in heads.items() if torch.equal(before, now[name])]
-    place = checkpoint.save(tmp_path, 3, {"model": adapter.state_dict(), "optimizer": {}}, {"tokenizer": "t", **adapter.facts()}, best=True)
+    place = checkpoint.save(tmp_path, 3, {"model": adapter.state_dict(), "optimizer": {}},
+                            {"tokenizer": "t", **adapter.facts()}, best=True)
     again, other = labeller(method, tied, seed=1)
     assert not torch.equal(again.heads[0].weight, model.heads[0].weight)
     run.load_weights(other, place, "t")
