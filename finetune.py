@@ -37,6 +37,7 @@ from minialpaca.trainer import Trainer
 def main(arguments: list[str]) -> None:
     settings = scripts.parse(FinetuneConfig, "configs/alpaca.toml", __doc__, arguments)
     device = run.pick_device(settings.run.device)
+    run.refuse_merged(Path(settings.run.dir))
     settings, base_settings = with_base_model(settings)
     tokenizer = Tokenizer.load(Path(settings.base.run) / run.TOKENIZER)
     refuse_other_world(settings, base_settings)
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> None:
 def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainConfig | FinetuneConfig]:
     """`model` filled in from the base run, with this run's dropout and context."""
     asked = settings.model
-    base_settings = run.settings_of(Path(settings.base.run))
+    base_settings = run.settings_of(run.base_folder(settings))
     if settings.task.name == "instruction":
         run.refuse_speechless(base_settings, settings.base.run)
     elif base_settings.model.architecture == "encoder_decoder":

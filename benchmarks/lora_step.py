@@ -35,7 +35,8 @@ def worker(method: str, steps: int, warmup: int) -> dict[str, float]:
 
     imported = peak_mib()
     model = Transformer(ModelConfig(vocab_size=8192, d_model=384, n_layers=6, n_heads=6, d_ff=1024, max_seq_len=256)).train()
-    apply(model, AdapterConfig(method, targets=LORA, rank=8))
+    if method == "lora":
+        apply(model, AdapterConfig(method, targets=LORA, rank=8))
     optimizer = build_adamw(model, OptimConfig())
     generator, seconds = torch.Generator().manual_seed(0), []
     for _ in range(warmup + steps):

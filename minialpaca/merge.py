@@ -22,14 +22,29 @@ from minialpaca.peft import active
 from minialpaca.tokenizer import Tokenizer
 
 
+def logits(model: nn.Module, backbone: Transformer) -> torch.Tensor:
+    """What the model says, of the next token or of each label group, to two rows of tokens."""
+    tokens_BT = torch.arange(min(64, backbone.cfg.max_seq_len) * 2).view(2, -1) % backbone.cfg.vocab_size
+    return model(tokens_BT) if model is backbone else torch.cat(model(tokens_BT, torch.ones_like(tokens_BT, dtype=torch.bool)), -1)
+
+
+@torch.no_grad()
 def merged_state(model: nn.Module, backbone: Transformer) -> tuple[dict[str, torch.Tensor], float]:
     """The plain state dict, and the largest difference of a logit."""
-    tokens_BT = torch.arange(min(64, backbone.cfg.max_seq_len) * 2).view(2, -1) % backbone.cfg.vocab_size
-    with torch.no_grad():
-        before = backbone(tokens_BT)
-        active(model).merge()
-        difference = (backbone(tokens_BT) - before).abs().max().item()
-    return model.state_dict(), difference
+    before = logits(model, backbone)
+    active(model).merge()
+    return model.state_dict(), (logits(model, backbone) - before).abs().max().item()
+
+
+def refuse_place(source: Path, out: Path) -> None:
+    """The adapter's run stays as it is, and nothing else is written over."""
+    if source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"{out}: is {source} or lies in it, whose adapter stays as it is; name another folder for the merged run")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is no folder; name a new one for the merged run")
+    if out.is_dir() and any(out.iterdir()):
+        held = "a run" if (out / run.CONFIG).exists() else "something"
+        raise UserError(f"{out}: holds {held} already; name a new folder for the merged run")
 
 
 def merge(source: Path, out: Path, which: str) -> float:
@@ -39,6 +54,7 @@ def merge(source: Path, out: Path, which: str) -> float:
         raise UserError(f"{source}: holds no adapter; give the run.dir of a finetune.py run with adapter.method")
     if settings.adapter.method == "bitfit":
         raise UserError(f"{source}: bitfit adds biases, which the plain model has no place for; keep the adapter beside its base")
+    refuse_place(source, out)
     tokenizer, place = Tokenizer.load(source / run.TOKENIZER), run.weights_of(source, which)
     backbone = run.build(settings).eval()
     groups = classify.read_groups(source, settings.classes) if settings.task.name == "classification" else None
@@ -49,11 +65,11 @@ def merge(source: Path, out: Path, which: str) -> float:
     untied = settings.model.tie_embeddings and backbone.lm_head.weight is not backbone.embed.weight
     plain = dataclasses.replace(settings, adapter=AdapterConfig(), run=dataclasses.replace(settings.run, dir=str(out)),
                                 model=dataclasses.replace(settings.model, tie_embeddings=settings.model.tie_embeddings and not untied))
-    with run.opened(out, "never"):
+    with run.opened(out, "never", "name another folder for the merged run"):
         if groups:
             shutil.copyfile(source / classify.LABELS, out / classify.LABELS)
         facts = {key: value for key, value in checkpoint.read_state(place).items() if key not in ("base", "adapter")}
-        checkpoint.save(out, facts["step"], {"model": state, "optimizer": {}}, facts, best=True)
+        checkpoint.save(out, facts["step"], {"model": state, "optimizer": {}}, {**facts, "merged": True}, best=True)
         run.keep(out, plain, tokenizer)
     return difference
 

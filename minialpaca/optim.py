@@ -62,13 +62,18 @@ def learning_rate(cfg: OptimConfig, step: int, total_steps: int) -> float:
     return cfg.lr + (lowest - cfg.lr) * p if cfg.schedule == "linear" else cfg.lr
 
 
-def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+def global_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """‖g‖₂ over all parameters together."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None])))
+
+
+def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor | None = None) -> Tensor:
     """g ← g · min(1, c / ‖g‖₂) with ‖g‖₂ over all parameters together; returns ‖g‖₂   [clip.1]
 
-    c = 0 only measures. Pascanu et al. 2013, algorithm 1.
+    c = 0 only measures; `norm` is ‖g‖₂ where that has been done. Pascanu et al. 2013, algorithm 1.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    parameters = list(parameters)
+    norm = global_norm(parameters) if norm is None else norm
     if max_norm > 0:
-        torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], (max_norm / norm).clamp(max=1.0))
     return norm

@@ -20,11 +20,12 @@ from minialpaca.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER = "config.toml", "tokenizer.model"
 MAY_CHANGE = ("run.",)  # where and how a run is continued; everything else is the recipe
+TOO_MUCH = (RuntimeError, MemoryError, OverflowError, TypeError)  # PyTorch's ways of saying that memory will not do
 
 
 @contextlib.contextmanager
-def opened(folder: Path, resume: str) -> Iterator[bool]:
-    """The folder, writable and this process's alone; True where it holds a run to be continued.
+def opened(folder: Path, resume: str, mend: str = "set run.dir") -> Iterator[bool]:
+    """The folder, writable and this process's alone; True where it holds a run to be continued. `mend`: what to do where not.
 
     Where the input turns out faulty before `keep`, what was written so far goes again.
     """
@@ -38,7 +39,7 @@ def opened(folder: Path, resume: str) -> Iterator[bool]:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise UserError(f"{folder}: the run folder cannot be written: {reason(error)}; set run.dir") from None
+            raise UserError(f"{folder}: the run folder cannot be written: {reason(error)}; {mend}") from None
         try:
             yield _holds_run(folder, resume)
         except (UserError, OSError):
@@ -83,6 +84,14 @@ def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> None:
         _refuse_other_tokenizer(place, tokenizer.sha256)
 
 
+def refuse_merged(folder: Path) -> None:
+    """It stands for itself: what it was made of need not be there any more."""
+    place = checkpoint.find(folder) if (folder / CONFIG).is_file() else None
+    if place and checkpoint.read_state(place).get("merged"):
+        raise UserError(f"{folder}: holds a merged run, which has no optimizer to go on with; tune from it instead: "
+                        f"base.run={folder} and another run.dir")
+
+
 def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
     """Write the resolved config and the tokenizer, where they are not there yet."""
     if (folder / CONFIG).exists():
@@ -99,7 +108,7 @@ def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
 
 def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
     """The resolved config of a run folder."""
-    if not (folder / CONFIG).is_file() or not (folder / TOKENIZER).is_file():
+    if not _is_run(folder):
         raise UserError(f"{folder}: is no run folder (it lacks {CONFIG} or {TOKENIZER}); "
                         "give the run.dir of a train.py or finetune.py run")
     form = FinetuneConfig if "base" in config.read_toml(folder / CONFIG) else PretrainConfig
@@ -108,6 +117,14 @@ def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
     except UserError as error:  # an impossible value is told by its key alone, as if it had been given just now
         where = "" if str(folder / CONFIG) in str(error) else f"{folder / CONFIG}: "
         raise UserError(f"{where}{error}") from None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / TOKENIZER).is_file()
+
+
+def _method(settings: PretrainConfig | FinetuneConfig) -> str:
+    return settings.adapter.method if isinstance(settings, FinetuneConfig) else "none"
 
 
 def refuse_speechless(settings: PretrainConfig | FinetuneConfig, folder: str | Path) -> None:
@@ -126,9 +143,13 @@ def build(settings, device: torch.device | str = "cpu", **changes) -> Transforme
         model = Transformer(dataclasses.replace(settings.model, **changes), settings.run.seed).to(device)
         model.recompute = settings.train.recompute
         return model
-    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # PyTorch's ways of saying that it is too much
-        raise UserError(f"model: cannot be made on {device} ({(str(error).splitlines() or ['no memory'])[0][:200]}); "
-                        "make it smaller: model.d_model, n_layers, d_ff, vocab_size") from None
+    except TOO_MUCH as error:
+        raise UserError(f"model: cannot be made on {device} ({_short(error)}); make it smaller: model.d_model, n_layers, d_ff, "
+                        "vocab_size") from None
+
+
+def _short(error: Exception) -> str:
+    return (str(error).splitlines() or ["no memory"])[0][:200]
 
 
 def load(folder: str | Path, which: str = "best", device: torch.device | str = "cpu",
@@ -144,8 +165,8 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
 
 def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path, tokenizer_sha256: str) -> None:
     """A run's weights: all of them, or those of its base and its adapter, which is left in the model."""
-    if isinstance(settings, FinetuneConfig) and settings.adapter.method != "none":
-        load_base(backbone, settings, tokenizer_sha256)
+    if _method(settings) != "none":
+        load_base(backbone, settings, tokenizer_sha256, place.parents[1])
         load_weights(adapted(model, backbone, settings), place, tokenizer_sha256)
     else:
         load_weights(model, place, tokenizer_sha256)
@@ -154,16 +175,50 @@ def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path,
 def adapted(model: nn.Module, backbone: Transformer, settings: FinetuneConfig) -> Adapter | None:
     """Put the method of a config into a model; what is no part of the backbone is new, and trained in any case."""
     new = [child for child in model.children() if child is not backbone] if model is not backbone else []
-    return apply(model, settings.adapter, settings.run.seed, new)
+    try:
+        return apply(model, settings.adapter, settings.run.seed, new, idle=[backbone.lm_head] if new else [])
+    except TOO_MUCH as error:
+        raise UserError(f"adapter: cannot be put into the model ({_short(error)}); make it smaller: adapter.bottleneck, length, "
+                        "rank") from None
 
 
-def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: str) -> None:
-    """The weights that a run starts from; `random` leaves those of its seed."""
-    folder, which = Path(settings.base.run), settings.base.weights
+def load_adapter(folder: str | Path, model: Transformer, which: str = "best") -> Adapter:
+    """The adapter of a run, for a base that is loaded already; `use` puts it in. Several share one base."""
+    folder = Path(folder)
+    settings = settings_of(folder)
+    if _method(settings) == "none" or settings.task.name == "classification":
+        raise UserError(f"{folder}: holds no adapter for a bare base; give the run.dir of a finetune.py run with adapter.method "
+                        "and task.name = instruction")
+    adapter = adapted(model, model, settings)
+    adapter.remove()
+    load_weights(adapter, weights_of(folder, which), Tokenizer.load(folder / TOKENIZER).sha256)
+    return adapter
+
+
+def base_folder(settings: FinetuneConfig, folder: Path | None = None) -> Path:
+    """base.run; a relative one counts from where the run's own run.dir does.
+
+    That is the working directory, or, where the run is found again in a `folder` that ends in run.dir, what stands before.
+    """
+    given, own = Path(settings.base.run), Path(settings.run.dir)
+    here = folder.absolute().parts if folder else ()
+    if not own.is_absolute() and here[-len(own.parts):] == own.parts:
+        given = Path(*here[:-len(own.parts)]) / given
+    if not _is_run(given):
+        raise UserError(f"base.run = {settings.base.run!r}, looked for at {given.absolute()}: is no run folder (it lacks {CONFIG} "
+                        f"or {TOKENIZER}); give the run.dir of a train.py or finetune.py run"
+                        + (f" in {folder / CONFIG}" if folder else ""))
+    return given
+
+
+def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: str, own: Path | None = None) -> None:
+    """The weights that a run starts from; `random` leaves those of its seed. `own`: where the run lies."""
+    which = settings.base.weights
     if which == "random":
         return
+    folder = base_folder(settings, own)
     base, place = settings_of(folder), checkpoint.find(folder, which)
-    if isinstance(base, FinetuneConfig) and base.adapter.method != "none":
+    if _method(base) != "none":
         raise UserError(f"{folder}: holds an adapter ({base.adapter.method}) and no whole model; merge it with its base: "
                         f"python -m minialpaca.merge {folder} OUT")
     if place is None or (isinstance(base, PretrainConfig) and checkpoint.read_state(place).get("step") == 0):
@@ -175,6 +230,9 @@ def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: st
 def weights_of(folder: Path, which: str) -> Path:
     """The checkpoint of that name."""
     place = checkpoint.find(folder, which)
+    if place is None and checkpoint.find(folder) and _method(settings_of(folder)) == "adalora":
+        raise UserError(f"{folder}: adalora is pruning still, and calls nothing {which!r} before its budget is spent; let "
+                        "finetune.py go on with this run, or take --checkpoint last")
     if place is None:
         raise UserError(f"{folder}: has no {which!r} checkpoint yet; let its run reach an evaluation")
     return place

@@ -18,7 +18,7 @@ from minialpaca.errors import UserError
 from minialpaca.log import RunLog, progress
 from minialpaca.mend import mend
 from minialpaca.objectives import squared_norm
-from minialpaca.optim import build_adamw, clip_by_global_norm, learning_rate
+from minialpaca.optim import build_adamw, clip_by_global_norm, global_norm, learning_rate
 from minialpaca.peft import Adapter
 from minialpaca.tasks import Task
 
@@ -102,20 +102,21 @@ class Trainer:
         n_supervised = sum(batch.n_supervised for batch in batches)              # 2. one count for all of it
         if n_supervised == 0:
             raise UserError(f"step {step + 1}: no supervised token in its {len(batches)} micro-batches")
-        losses = self._backward(batches, n_supervised)                           # 3. gradient of the mean over it, clean and attacked
+        losses = self._backward(batches, n_supervised)                           # 3. gradient of the mean over it, and of its attack's
         penalties = self._backward_penalties()                                   # 4. and of the penalties, once a step
+        grad_norm = global_norm(self.model.parameters())                         # 5. how long it is
+        self._refuse_nonfinite(losses["loss"], grad_norm, step)                  # 6. nothing broken reaches weight or average
         if self.adapter:
-            self.adapter.before_clip(step + 1)                                   # 5. AdaLoRA's sensitivity
-        grad_norm = clip_by_global_norm(self.model.parameters(), self.optim.clip_norm)  # 6. clip, all together
-        self._refuse_nonfinite(losses["loss"], grad_norm, step)                  # 7. nothing broken reaches a weight
-        lr = self._set_lr(step)                                                  # 8. the schedule's rate
-        self.optimizer.step()                                                    # 9. update
-        noted = self.adapter.after_update(step + 1) if self.adapter else {}      # 10. AdaLoRA's mask
-        self.optimizer.zero_grad(set_to_none=True)                               # 11. forget the gradient
+            self.adapter.before_clip(step + 1)                                   # 7. AdaLoRA's sensitivity
+        clip_by_global_norm(self.model.parameters(), self.optim.clip_norm, grad_norm)  # 8. clip, all together
+        lr = self._set_lr(step)                                                  # 9. the schedule's rate
+        self.optimizer.step()                                                    # 10. update
+        noted = self.adapter.after_update(step + 1) if self.adapter else {}      # 11. AdaLoRA's mask
+        self.optimizer.zero_grad(set_to_none=True)                               # 12. forget the gradient
         self.state["step"] = step + 1
         seconds = time.perf_counter() - started
-        return {"step": step + 1, **{name: value.item() for name, value in losses.items()}, **penalties, "lr": lr, "grad_norm": grad_norm.item(),
-                "tokens_per_s": round(sum(batch.n_tokens for batch in batches) / seconds, 1), **noted}
+        return {"step": step + 1, **{name: value.item() for name, value in losses.items()}, **penalties, "lr": lr,
+                "grad_norm": grad_norm.item(), "tokens_per_s": round(sum(batch.n_tokens for batch in batches) / seconds, 1), **noted}
 
     # ── parts of a step ──────────────────────────────────────────────────────────────────────────
 

@@ -156,6 +156,57 @@ of("model:init_std", "test_model.py::test_initial_weights_have_the_spread_of_the
 
 # ── few parameters ───────────────────────────────────────────────────────────────────────────────
 
+of("run:adapted", "peft/test_training.py::test_new_heads_are_trained_saved_and_come_back[lora-False]",
+   ("[child for child in model.children() if child is not backbone] if model is not backbone else []", "[]"),
+   ("settings.run.seed, new,", "settings.run.seed, [],"))
+
+of("run:adapted", "peft/test_sites.py::test_a_classifiers_lm_head_is_never_called_and_cannot_be_named[adalora-True]",
+   ("[backbone.lm_head] if new", "[] if new"))
+
+of("merge:logits", "peft/test_training.py::test_a_classifiers_merge_is_judged_by_what_it_says_of_its_groups",
+   ("model(tokens_BT) if model is backbone", "backbone(tokens_BT) if True"))
+
+of("peft.adapter:Adapter.install", "peft/test_contract.py::test_what_is_put_in_drops_as_the_model_does[False]",
+   ("self.model.train(self.model.training)", "None"))
+
+of("trainer:Trainer.take_step", "peft/test_training.py::test_the_adapter_sees_the_whole_gradient_once_a_step_and_unclipped[split1]",
+   ("self.adapter.before_clip(step + 1)", "self.adapter.before_clip(step)"),
+   ("self.adapter.before_clip(step + 1)", "clip_by_global_norm(self.model.parameters(), 1e-3), self.adapter.before_clip(step + 1)"),
+   ("self.adapter.before_clip(step + 1)", "[self.adapter.before_clip(step + 1) for _ in range(2)]"),
+   ("self._refuse_nonfinite(loss, grad_norm, step)",
+    "self.adapter and self.adapter.before_clip(step + 1), self._refuse_nonfinite(loss, grad_norm, step)",
+    "test_a_gradient_that_is_no_number_never_reaches_the_averages"),
+   ("self.adapter.after_update(step + 1) if self.adapter else {}", "{}",
+    "test_once_the_budget_is_spent_what_was_pruned_stays_zero_under_adams_momentum"))
+
+of("trainer:Trainer._backward_penalties", "peft/test_training.py::test_the_penalty_is_added_once_a_step[split1]",
+   ("self.adapter.penalty()", "None"),
+   ("term.backward()", "(self.train.accumulation * term).backward()"))
+
+of("trainer:Trainer._after_step", "peft/test_training.py::test_no_best_is_chosen_before_the_budget_is_spent",
+   ("self.adapter is None or self.adapter.may_be_best(step)", "True"))
+
+of("peft.adalora:AdaLoRALinear.merged", "peft/test_training.py::test_the_scale_stays_alpha_over_the_rank_of_the_start",
+   ("self.scale * self.P", "self.scale * len(self.kept) / max(self.rank, 1) * self.P"))
+
+of("peft.adalora:AdaLoRALinear.forward", "peft/test_training.py::test_the_scale_stays_alpha_over_the_rank_of_the_start",
+   ("self.Q, self.scale", "self.Q, self.scale * len(self.kept) / max(self.rank, 1)"))  # α/r of what is left
+
+of("peft.adalora:AdaLoRA.after_update",
+   "peft/test_training.py::test_once_the_budget_is_spent_what_was_pruned_stays_zero_under_adams_momentum",
+   (" or self.schedule.is_spent(step)", ""))
+
+of("peft.lora:LoRALinear.weight", "peft/test_contract.py::test_over_a_base_in_bf16_the_sum_is_made_in_fp32_and_rounded_once[lora]",
+   ("self.scale * self.B @ self.A", "(self.scale * self.B @ self.A).to(self.base.weight.dtype)"))
+
+of("peft.linear:plain_linear", "peft/test_contract.py::test_over_a_base_in_bf16_the_sum_is_made_in_fp32_and_rounded_once[lora]",
+   ("weight_OI.detach().to(like.weight.dtype)", "weight_OI.detach().clone()"))
+
+of("peft.houlsby:Houlsby.whole", "peft/test_sites.py::test_houlsby_trains_the_norms_of_its_layers_and_the_final_one_with_the_last",
+   ("(last if layer is None else layer) in adapted", "True"),
+   ("last if layer is None else layer", "layer"),
+   ("max(sites", "min(sites"))
+
 of("peft.lora:low_rank", "peft/test_formulas.py::test_lora_is_the_papers_product",
    ("scale * F", "-scale * F"),
    ("scale * F", "F"),
@@ -699,10 +750,12 @@ of("optim:clip_by_global_norm", "test_optim.py::test_clipping_is_the_papers",
    (".clamp(max=1.0)", ""),
    (".clamp(max=1.0)", ".clamp(min=1.0)"),
    ("max_norm > 0", "max_norm >= 0"),
-   ("_foreach_norm(gradients)", "_foreach_norm(gradients, 1)"),
-   ("torch.linalg.vector_norm(", "torch.sum("),
-   ("torch.linalg.vector_norm(", "torch.amax("),  # the largest tensor's norm
    ("return norm", "return norm.clamp(max=max_norm)"))
+
+of("optim:global_norm", "test_optim.py::test_clipping_is_the_papers",
+   ("if p.grad is not None])", "if p.grad is not None], 1)"),
+   ("torch.linalg.vector_norm(", "torch.sum("),
+   ("torch.linalg.vector_norm(", "torch.amax("))  # the largest tensor's norm
 
 # ── from logits to a token ───────────────────────────────────────────────────────────────────────
 

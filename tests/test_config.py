@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from minialpaca import config
 from minialpaca.config import (
     AdapterConfig,
+    AdversarialConfig,
     BaseConfig,
     ClassesConfig,
     CorpusConfig,
@@ -30,11 +31,12 @@ from minialpaca.config import (
     load,
     to_toml,
 )
+from minialpaca.config.sections import ADAPTERS, ATTACKS, ATTACKS_USE, USED_BY
 from minialpaca.errors import UserError
 
 FORMS = (PretrainConfig, FinetuneConfig)
 SECTIONS = (RunConfig, CorpusConfig, InstructionConfig, TokenizerConfig, ModelConfig, ObjectiveConfig, LossConfig, AdapterConfig,
-            TaskConfig, ClassesConfig, BaseConfig, OptimConfig, TrainConfig, SampleConfig)
+            AdversarialConfig, TaskConfig, ClassesConfig, BaseConfig, OptimConfig, TrainConfig, SampleConfig)
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
 
@@ -269,6 +271,9 @@ IMPOSSIBLE = {
                     "warmup_part": [-0.1, 1.0, math.nan], "final_part": [-0.1, 0.9, math.nan], "interval": [0],
                     "orthogonality": [-0.1, math.inf, math.nan], "sensitivity_decay": [0.0, 1.0, math.nan],
                     "uncertainty_decay": [0.0, 1.0, math.nan]},
+    AdversarialConfig: {"method": ["fgn", ""], "epsilon": [0.0, -1.0, math.inf, math.nan], "clean_weight": [-0.1, math.inf, math.nan],
+                        "adversarial_weight": [0.0, math.inf, math.nan], "steps": [0, 1001], "step_size": [-0.1, math.inf, math.nan],
+                        "xi": [0.0, math.inf, math.nan], "power_iterations": [0, 1001], "unlabelled": [("",)]},
     ClassesConfig: {"text": [()], "labels": [(), ("a", "a")], "several": [("x",)], "separator": [""],
                     "test_fraction": [1.0, -0.1, math.nan], "leaks": ["", "warn"], "over_long": ["drop", ""],
                     "pooling": ["max", ""], "encoding": ["utf-9", "", "base64", "a\0b"]},
@@ -289,7 +294,41 @@ def test_every_field_that_can_be_impossible_is_in_the_table():
     assert free == {"CorpusConfig.val_source", "CorpusConfig.text_field", "InstructionConfig.val_source",
                     "InstructionConfig.test_source", "TokenizerConfig.path", "ModelConfig.tie_embeddings",
                     "SampleConfig.prompts", "ClassesConfig.lines", "ClassesConfig.header", "ClassesConfig.quotes",
-                    "TrainConfig.recompute", "AdapterConfig.rank_stabilised"}
+                    "TrainConfig.recompute", "AdapterConfig.rank_stabilised", "AdversarialConfig.tied"}
+
+
+# ── adapters ─────────────────────────────────────────────────────────────────────────────────────
+
+OTHER = {"layers": "-1:", "targets": ("q_proj",), "also": ("norm",), "rank": 5, "alpha": 7.0, "rank_stabilised": True,
+         "dropout": 0.1, "bottleneck": 5, "placement": "mlp", "length": 5, "target_rank": 2.0, "warmup_part": 0.2,
+         "final_part": 0.2, "interval": 5, "orthogonality": 0.2, "sensitivity_decay": 0.5, "uncertainty_decay": 0.5}
+
+
+OTHER_ATTACK = {"epsilon": 0.3, "clean_weight": 0.5, "adversarial_weight": 0.5, "steps": 2, "step_size": 0.1, "tied": True, "xi": 0.2,
+                "power_iterations": 2, "unlabelled": ("a.txt",)}
+TABLES = ((AdapterConfig, ADAPTERS, USED_BY, OTHER), (AdversarialConfig, ATTACKS, ATTACKS_USE, OTHER_ATTACK))
+
+
+@pytest.mark.parametrize(("form", "methods", "table", "key", "value"), [(form, methods, table, key, value)
+                         for form, methods, table, other in TABLES for key, value in other.items()])
+def test_a_key_that_the_method_does_not_look_at_is_refused(form, methods, table, key, value):
+    for method in methods:
+        if method in table[key]:
+            assert getattr(form(method, **{key: value}), key) == value
+        else:
+            with pytest.raises(UserError, match=rf"^{form.SECTION}\.{key} = {re.escape(repr(value))}: means nothing to "
+                                                rf"{form.SECTION}\.method = '{method}'; leave it out, or use {', '.join(table[key])}$"):
+                form(method, **{key: value})
+
+
+@pytest.mark.parametrize(("form", "methods", "table", "other"), TABLES)
+def test_the_sentence_under_a_key_begins_with_the_methods_that_look_at_it(form, methods, table, other):
+    docs = config.field_docs(form)
+    assert table.keys() == other.keys() == docs.keys() - {"method"}
+    for key, used_by in table.items():
+        told = docs[key].partition(": ")[0]
+        spared = tuple(told.removeprefix("All but ").split(", ")) if told.startswith("All but ") else ()
+        assert used_by == (tuple(m for m in methods[1:] if m not in spared) if told.startswith("All") else tuple(told.split(", ")))
 
 
 def test_odd_head_widths_are_refused():

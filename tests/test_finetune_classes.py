@@ -13,7 +13,7 @@ from test_resume import assert_equal, metrics
 
 import finetune
 import train
-from minialpaca import chat, checkpoint, classify, generate
+from minialpaca import chat, checkpoint, classify, generate, merge
 from minialpaca.config import FinetuneConfig, load
 from minialpaca.data.splits import split_texts
 from minialpaca.trainer import Trainer
@@ -356,3 +356,26 @@ def test_files_and_folders_that_cannot_be_asked_are_one_line(labelled, pretraine
     shutil.copytree(labelled[0], tmp_path / "run")
     (tmp_path / "run" / "labels.json").write_text("[]")
     refused(module(classify.main, monkeypatch, tmp_path / "run", "x"), "labels.json: is missing or damaged")
+
+
+# ── few parameters ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_adapter_labels_and_merged_it_labels_the_same_without_its_base(command, tmp_path, monkeypatch):
+    outcome = tune(command, tmp_path / "run", "adapter.method=lora", "optim.lr=0.05", "train.steps=10")
+    assert outcome.code == 0, outcome.err
+    said = module(classify.main, monkeypatch, tmp_path / "run", "The lovely soup.", "The dull inn.")
+    merged = module(merge.main, monkeypatch, tmp_path / "run", tmp_path / "out")
+    assert merged.code == 0 and float(merged.out.split()[-1]) < 1e-5
+    assert said.code == 0 and module(classify.main, monkeypatch, tmp_path / "out", "The lovely soup.", "The dull inn.").out == said.out
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ("adapter.targets=lm_head", "adapter.targets: 'lm_head' matches no Linear of layers ':'; there are attn.q_proj,"),
+    ("adapter.also=head", "adapter.also: 'head' matches nothing here; there are embedding, norm"),
+    ("adapter.also=bias", "adapter.also: 'bias' matches nothing here; there are embedding, norm")])
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora"])
+def test_what_a_classifier_never_calls_cannot_be_adapted(command, tmp_path, method, change, said):
+    pruning = ["adapter.interval=1", "train.steps=12"] if method == "adalora" else []
+    refused(tune(command, tmp_path / "run", f"adapter.method={method}", *pruning, change), said)
+    assert not (tmp_path / "run").exists()

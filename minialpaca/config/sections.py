@@ -29,6 +29,14 @@ def _check(config, rules: dict[str, tuple[bool, str]]) -> None:
             raise UserError(f"{config.SECTION}.{name} = {getattr(config, name)!r}: {rule}")
 
 
+def _refuse_idle(config, used_by: dict[str, tuple[str, ...]]) -> None:
+    """A key that the chosen method does not look at would be set in vain."""
+    default = {f.name: f.default for f in dataclasses.fields(config)}
+    _check(config, {key: (config.method in methods or getattr(config, key) == default[key],
+                          f"means nothing to {config.SECTION}.method = {config.method!r}; leave it out, or use {', '.join(methods)}")
+                    for key, methods in used_by.items()})
+
+
 def _is_plain(text: str) -> bool:
     """Neither half a surrogate pair (from bytes that are no UTF-8) nor a NUL."""
     return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
@@ -320,6 +328,18 @@ class BaseConfig:
 
 ADAPTERS = ("none", "freeze", "bitfit", "lora", "dora", "houlsby", "adalora", "ia3", "prefix", "prompt")
 ROLES = ("embedding", "norm", "bias", "head")
+LOW_RANK = ("lora", "dora", "adalora")
+USED_BY = {  # each key of [adapter] → the methods that look at it; elsewhere another value than the default is refused
+    "layers": tuple(m for m in ADAPTERS if m not in ("none", "prompt")),
+    "targets": ("bitfit", *LOW_RANK, "ia3"),
+    "also": ADAPTERS[1:],
+    "rank": LOW_RANK, "alpha": LOW_RANK, "dropout": LOW_RANK,
+    "rank_stabilised": ("lora", "dora"),
+    "bottleneck": ("houlsby",), "placement": ("houlsby",),
+    "length": ("prefix", "prompt"),
+    **dict.fromkeys(("target_rank", "warmup_part", "final_part", "interval", "orthogonality", "sensitivity_decay",
+                     "uncertainty_decay"), ("adalora",)),
+}
 
 
 @dataclass(frozen=True)
@@ -329,11 +349,11 @@ class AdapterConfig:
     method: str = "none"
     """How few parameters are trained: `none` (all of them), `freeze`, `bitfit`, `lora`, `dora`, `houlsby`, `adalora`, `ia3`, `prefix` or `prompt`; the base's own stay as they are in all but `none`."""
     layers: str = ":"
-    """Which layers, as a slice: `:` all, `-2:` the last two, `1:3` the second and third. `freeze` trains these whole; the others are put into these."""
+    """All but prompt: which layers, as a slice: `:` all, `-2:` the last two, `1:3` the second and third. `freeze` trains these whole; the others are put into these."""
     targets: tuple[str, ...] = ()
     """bitfit, lora, dora, adalora, ia3: the Linears, by the end of their names (q_proj, mlp.up_proj, lm_head); where empty, those of the method's paper."""
     also: tuple[str, ...] = ()
-    """What is trained whole besides, in all layers: `embedding`, `norm`, `bias`, `head`; a classifier's new heads always are."""
+    """All: what is trained whole besides, in all layers: `embedding`, `norm`, `bias`, `head`; a classifier's new heads always are."""
     rank: int = 8
     """lora, dora, adalora: r, the rank that a change of a matrix begins with."""
     alpha: float = 16.0
@@ -385,16 +405,17 @@ class AdapterConfig:
             "sensitivity_decay": (0 < self.sensitivity_decay < 1, "must lie strictly between 0 and 1"),
             "uncertainty_decay": (0 < self.uncertainty_decay < 1, "must lie strictly between 0 and 1"),
         })
+        _refuse_idle(self, USED_BY)
 
 
-ATTACKS = {  # method → the settings that say something to it
-    "none": (),
-    "fgm": ("epsilon", "clean_weight", "adversarial_weight"),
-    "fgsm": ("epsilon", "clean_weight", "adversarial_weight"),
-    "matrix": ("epsilon", "clean_weight", "adversarial_weight", "tied"),
-    "pgd": ("epsilon", "clean_weight", "adversarial_weight", "steps", "step_size"),
-    "freelb": ("epsilon", "steps", "step_size"),
-    "vat": ("epsilon", "clean_weight", "adversarial_weight", "xi", "power_iterations", "unlabelled"),
+ATTACKS = ("none", "fgm", "fgsm", "pgd", "freelb", "vat", "matrix")
+WEIGHED = ("fgm", "fgsm", "pgd", "vat", "matrix")
+ATTACKS_USE = {  # as USED_BY, of [adversarial]
+    "epsilon": ATTACKS[1:],
+    "clean_weight": WEIGHED, "adversarial_weight": WEIGHED,
+    "steps": ("pgd", "freelb"), "step_size": ("pgd", "freelb"),
+    "tied": ("matrix",),
+    "xi": ("vat",), "power_iterations": ("vat",), "unlabelled": ("vat",),
 }
 
 
@@ -405,7 +426,7 @@ class AdversarialConfig:
     method: str = "none"
     """How inputs are perturbed in training: `none`, `fgm` (Miyato et al.: each example's embeddings along their gradient), `fgsm` (its sign), `pgd` (several steps), `freelb` (each step trains), `vat` (what a classifier says is not to move; needs no labels), or `matrix` (the common shortcut: the whole embedding matrix)."""
     epsilon: float = 1.0
-    """ε, the length of a perturbation: L2 over an example's whole sequence; for `fgsm` of each coordinate, for `matrix` over the matrix."""
+    """All: ε, the length of a perturbation: L2 over an example's whole sequence; for `fgsm` of each coordinate, for `matrix` over the matrix."""
     clean_weight: float = 1.0
     """fgm, fgsm, pgd, vat, matrix: c of c · L + a · L_adv."""
     adversarial_weight: float = 1.0
@@ -425,7 +446,7 @@ class AdversarialConfig:
 
     def __post_init__(self):
         _check(self, {
-            "method": (self.method in ATTACKS, f"use {', '.join(list(ATTACKS)[:-1])} or {list(ATTACKS)[-1]}"),
+            "method": (self.method in ATTACKS, f"use {', '.join(ATTACKS[:-1])} or {ATTACKS[-1]}"),
             "epsilon": (0 < self.epsilon < math.inf, "must be positive: it is the length of the perturbation"),
             "clean_weight": (0 <= self.clean_weight < math.inf, "must not be negative"),
             "adversarial_weight": (0 < self.adversarial_weight < math.inf, "must be positive; adversarial.method=none trains without attacks"),
@@ -435,9 +456,7 @@ class AdversarialConfig:
             "power_iterations": (1 <= self.power_iterations <= 1000, "must lie in 1 … 1000"),
             "unlabelled": (all(source.strip() for source in self.unlabelled), "one of them is blank"),
         })
-        idle = [f.name for f in dataclasses.fields(self)
-                if f.name not in ("method", *ATTACKS[self.method]) and getattr(self, f.name) != f.default]
-        _check(self, {name: (False, f"says nothing to adversarial.method = {self.method!r}; leave it out") for name in idle})
+        _refuse_idle(self, ATTACKS_USE)
 
 
 @dataclass(frozen=True)

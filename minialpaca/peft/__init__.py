@@ -28,9 +28,10 @@ METHODS: dict[str, type[Adapter]] = {
 }
 
 
-def apply(model: nn.Module, cfg: AdapterConfig, seed: int = 0, new: Sequence[nn.Module] = ()) -> Adapter | None:
+def apply(model: nn.Module, cfg: AdapterConfig, seed: int = 0, new: Sequence[nn.Module] = (),
+          idle: Sequence[nn.Module] = ()) -> Adapter | None:
     """Put a method into a finished model and freeze the rest; `none` trains everything and is no adapter."""
-    return None if cfg.method == "none" else METHODS[cfg.method](model, cfg, seed, new)
+    return None if cfg.method == "none" else METHODS[cfg.method](model, cfg, seed, new, idle)
 
 
 def trained_rows(adapter: Adapter) -> list[tuple[str, int, str, int, float]]:

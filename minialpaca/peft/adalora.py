@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from minialpaca.config import AdapterConfig
 from minialpaca.errors import UserError
-from minialpaca.peft import sites
 from minialpaca.peft.adapter import Adapter, Wrapper
 from minialpaca.peft.budget import Schedule, allocate, average, importance, sensitivity, uncertainty
 from minialpaca.peft.linear import MATRICES, plain_linear, refuse_rank, trained_dtype, wide
@@ -101,7 +100,7 @@ class AdaLoRA(Adapter):
     """Every matrix of the chosen layers, where nothing else is asked for (Zhang et al. 2023, §4)."""
 
     def modules(self) -> Iterator[tuple[Site, Wrapper]]:
-        for place in sites.linears(self.model, self.cfg.targets or MATRICES, self.cfg.layers):
+        for place in self.linears(MATRICES):
             refuse_rank(self.cfg.rank, place.found, place.path)
             yield place, AdaLoRALinear(place.found, self.cfg, self.generator)
 

@@ -50,17 +50,18 @@ class Wrapper(nn.Module):
 class Adapter:
     """A method, put into a model. `modules` says what it adds; the rest is the same for all.
 
-    `new`: modules that are not the base's (a classifier's heads); they are always trained.
+    `new`: modules that are not the base's (a classifier's heads); they are always trained. `idle`: modules of the base
+    that this model never calls (a classifier's lm_head); beside them nothing would be trained. Neither can be named.
     Generators make what is drawn a function of the seed alone.
     """
 
-    also: tuple[str, ...] = ()  # roles that the method's paper trains besides
-
-    def __init__(self, model: nn.Module, cfg: AdapterConfig, seed: int = 0, new: Sequence[nn.Module] = ()):
+    def __init__(self, model: nn.Module, cfg: AdapterConfig, seed: int = 0, new: Sequence[nn.Module] = (),
+                 idle: Sequence[nn.Module] = ()):
         if active(model) is not None:
             raise UserError(f"adapter.method = {cfg.method!r}: the model has an adapter already ({active(model).cfg.method}); "
                             "take that one out first, or merge it")
         self.model, self.cfg = model, cfg
+        self.outside = {part for module in (*new, *idle) for part in module.modules()}
         self.generator = torch.Generator().manual_seed(seed)
         theirs = {id(p) for module in new for p in module.parameters()}
         self.base = {name: p for name, p in model.named_parameters() if id(p) not in theirs}  # a tied one once
@@ -76,7 +77,7 @@ class Adapter:
 
     def whole(self) -> list[Site]:
         """Parameters that are trained whole, in a copy of the adapter's own."""
-        return sites.with_role(self.model, tuple(dict.fromkeys((*self.also, *self.cfg.also))))
+        return sites.with_role(self.model, self.cfg.also, self.outside)
 
     # ── in and out ───────────────────────────────────────────────────────────────────────────────
 
@@ -88,6 +89,7 @@ class Adapter:
             parameter.requires_grad_(False)
         for swap in self.swaps:
             swap.site.put(swap.own)
+        self.model.train(self.model.training)  # what was out meanwhile, or is new, drops as the model does
         setattr(self.model, IN_PLACE, self)
 
     def remove(self) -> None:
@@ -196,6 +198,10 @@ class Adapter:
         """Where the method needs all its steps."""
 
     # ── building ─────────────────────────────────────────────────────────────────────────────────
+
+    def linears(self, otherwise: Sequence[str]) -> list[Site]:
+        """What `targets` names in the chosen layers; `otherwise` where it names nothing."""
+        return sites.linears(self.model, self.cfg.targets or otherwise, self.cfg.layers, self.outside)
 
     def _whole(self, theirs: set[int]) -> list[Swap]:
         """A parameter of the adapter's own at every place of each parameter that is trained whole."""

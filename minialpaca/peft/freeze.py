@@ -41,5 +41,5 @@ class Biased(Wrapper):
 
 class BitFit(Adapter):
     def modules(self) -> Iterator[tuple[Site, Wrapper]]:
-        for place in sites.linears(self.model, self.cfg.targets or MATRICES, self.cfg.layers):
+        for place in self.linears(MATRICES):
             yield place, Biased(place.found)

@@ -49,12 +49,19 @@ class Bottleneck(Wrapper):
 
 
 class Houlsby(Adapter):
-    """After attention and MLP, the norms trained with them; or, as Pfeiffer et al. 2021 found to be as good, after the MLP
-    alone and nothing with it."""
+    """After attention and MLP, the norms of these layers trained with them; or, as Pfeiffer et al. 2021 found to be as good,
+    after the MLP alone and nothing with it.
 
-    @property
-    def also(self) -> tuple[str, ...]:
-        return ("norm",) if self.cfg.placement == "both" else ()
+    «New layer normalization parameters per task …, only 2d parameters per layer» (Houlsby et al. 2019, §2.1). Our final norm
+    reads what the last layer wrote, as theirs within that layer does: it goes with the last layer.
+    """
+
+    def whole(self) -> list[Site]:
+        if self.cfg.placement == "mlp":
+            return super().whole()
+        adapted, last = sites.chosen_layers(self.model, self.cfg.layers), max(sites.chosen_layers(self.model, ":"))
+        norms = [(s, sites.layer_of(s.path)) for s in sites.with_role(self.model, ("norm",), self.outside)]
+        return [*(s for s, layer in norms if (last if layer is None else layer) in adapted), *super().whole()]
 
     def modules(self) -> Iterator[tuple[Site, Wrapper]]:
         names = ("attn", "mlp") if self.cfg.placement == "both" else ("mlp",)

@@ -41,5 +41,5 @@ class Stretched(Wrapper):
 
 class IA3(Adapter):
     def modules(self) -> Iterator[tuple[Site, Wrapper]]:
-        for place in sites.linears(self.model, self.cfg.targets or ("k_proj", "v_proj", *INPUT), self.cfg.layers):
+        for place in self.linears(("k_proj", "v_proj", *INPUT)):
             yield place, Stretched(place.found, of_input=any(sites.is_called(place.path, name) for name in INPUT))

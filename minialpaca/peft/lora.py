@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minialpaca.config import AdapterConfig
-from minialpaca.peft import sites
 from minialpaca.peft.adapter import Adapter, Wrapper
 from minialpaca.peft.linear import plain_linear, refuse_rank, trained_dtype, wide
 from minialpaca.peft.sites import Site
@@ -108,7 +107,7 @@ class LoRA(Adapter):
     layer: type[LoRALinear] = LoRALinear
 
     def modules(self) -> Iterator[tuple[Site, Wrapper]]:
-        for place in sites.linears(self.model, self.cfg.targets or ("q_proj", "v_proj"), self.cfg.layers):
+        for place in self.linears(("q_proj", "v_proj")):
             refuse_rank(self.cfg.rank, place.found, place.path)
             yield place, self.layer(place.found, self.cfg, self.generator)
 

@@ -1,7 +1,7 @@
 """Where a method is put: modules and parameters of a finished model, found by name, layer and role."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -63,9 +63,12 @@ def within(sites: Iterable[Site], layers: set[int]) -> list[Site]:
 # ── by name ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def linears(model: nn.Module, targets: Sequence[str], layers: str) -> list[Site]:
-    """The Linears whose names end, at a dot, in one of `targets`; a target that matches nothing is an error."""
-    there = within(modules(model, nn.Linear), chosen_layers(model, layers))
+def linears(model: nn.Module, targets: Sequence[str], layers: str, outside: Collection[nn.Module] = ()) -> list[Site]:
+    """The Linears whose names end, at a dot, in one of `targets`; a target that matches nothing is an error.
+
+    `outside`: modules that are none of them, whatever they are called.
+    """
+    there = [s for s in within(modules(model, nn.Linear), chosen_layers(model, layers)) if s.found not in outside]
     for target in targets:
         if not any(is_called(s.path, target) for s in there):
             names = dict.fromkeys(re.sub(r".*layers\.\d+\.", "", s.path) for s in there)
@@ -104,12 +107,15 @@ def parameters(model: nn.Module) -> list[tuple[Site, str]]:
             for path, module in model.named_modules() for name, _ in module.named_parameters(recurse=False)]
 
 
-def with_role(model: nn.Module, roles: Sequence[str]) -> list[Site]:
-    """The parameters of these roles; a role that nothing has, or one half of a tied pair, is an error."""
-    found = parameters(model)
+def with_role(model: nn.Module, roles: Sequence[str], outside: Collection[nn.Module] = ()) -> list[Site]:
+    """The parameters of these roles; a role that nothing has, or one half of a tied pair, is an error.
+
+    What stands in a module of `outside` has no role.
+    """
+    found = [(s, has) for s, has in parameters(model) if s.owner not in outside]
     for wanted in roles:
         if not any(has == wanted for _, has in found):
-            raise UserError(f"adapter.also: this model has no {wanted!r}; there are "
+            raise UserError(f"adapter.also: {wanted!r} matches nothing here; there are "
                             f"{', '.join(dict.fromkeys(has for _, has in found if has != 'matrix'))}")
     chosen = [s for s, has in found if has in roles]
     tied = {id(s.found) for s in chosen} & {id(s.found) for s, has in found if has not in roles}

@@ -52,7 +52,8 @@ def said_loss(model: nn.Module, hidden: Callable[[], Tensor], targets_N: Tensor,
 
     `hidden` is asked once, or twice for R-Drop. Where the head is a plain matrix its logits never exist at once.
     """
-    if type(model.lm_head) is nn.Linear and not (model.training and how.r_drop):
+    plain = type(model.lm_head) is nn.Linear and model.lm_head.bias is None
+    if plain and not (model.training and how.r_drop):
         smoothing = how.label_smoothing if model.training else 0.0
         return linear_cross_entropy_sum(hidden(), model.lm_head.weight, targets_N, smoothing)
     return regularised_sum(lambda: model.logits(hidden()), targets_N, how, model.training)

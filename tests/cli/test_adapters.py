@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
 import torch
 from commands import is_no_run, tune
-from running import json_lines, module, refused
+from running import ROOT, in_process, json_lines, module, refusal, refused
 
-from minialpaca import chat, checkpoint, generate, merge, run
+import finetune
+from minialpaca import chat, checkpoint, generate, merge, peft, run
+from minialpaca.config.sections import LOW_RANK
+from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError
 from minialpaca.peft import METHODS, active
 from minialpaca.trainer import Trainer
@@ -19,7 +23,7 @@ SETTINGS = {"adalora": ["adapter.rank=4", "adapter.target_rank=2", "adapter.inte
 
 
 def command(method, *more):
-    return [f"adapter.method={method}", "adapter.alpha=7", *SETTINGS.get(method, []), *more]
+    return [f"adapter.method={method}", *(["adapter.alpha=7"] if method in LOW_RANK else []), *SETTINGS.get(method, []), *more]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,66 @@ def test_an_adapter_answers_and_merged_it_answers_the_same_without_its_base(lora
     refused(module(merge.main, monkeypatch, out, tmp_path / "again"), "holds no adapter")
 
 
+def test_a_merged_run_is_not_gone_on_with_and_says_so(lora, tmp_path, monkeypatch):
+    out = tmp_path / "merged"
+    module(merge.main, monkeypatch, lora, out)
+    before = sorted(p.stat().st_mtime_ns for p in out.rglob("*"))
+    refused(in_process(finetune.main, [str(out / "config.toml")]),
+            f"{out}: holds a merged run, which has no optimizer to go on with; tune from it instead: base.run={out}")
+    assert sorted(p.stat().st_mtime_ns for p in out.rglob("*")) == before
+    assert in_process(finetune.main, [str(out / "config.toml"), f"base.run={out}", f"run.dir={tmp_path / 'next'}"]).code == 0
+
+
+def test_a_place_where_nothing_can_be_merged_to_is_named(lora, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    before = sorted(lora.rglob("*"))
+    for out, said in ((lora, f"{lora}: is {lora} or lies in it"), (lora / "merged", f"{lora / 'merged'}: is {lora} or lies in it"),
+                      (lora / ".." / lora.name / "a" / "b", "or lies in it"), (tmp_path / "file", "file: is no folder"),
+                      (tmp_path / "full", "full: holds something already")):
+        line = refused(module(merge.main, monkeypatch, lora, out), said, "for the merged run")
+        assert "run.dir" not in line
+    assert sorted(lora.rglob("*")) == before and [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
+    line = refused(module(merge.main, monkeypatch, lora, tmp_path / "file" / "out"), "cannot be written: ", "for the merged run")
+    assert "run.dir" not in line
+
+
+def test_a_low_rank_change_of_a_tied_head_is_merged_into_a_run_that_is_tied_no_more(pretrained, finetune_command, tmp_path,
+                                                                                   monkeypatch):
+    assert run.settings_of(pretrained).model.tie_embeddings
+    tune(finetune_command, tmp_path / "run", *command("lora", "adapter.targets=lm_head", "optim.lr=0.1"))
+    said = module(generate.main, monkeypatch, tmp_path / "run", "Where is Mira?")
+    outcome = module(merge.main, monkeypatch, tmp_path / "run", tmp_path / "out")
+    assert outcome.code == 0 and float(outcome.out.split()[-1]) < 1e-5
+    assert module(generate.main, monkeypatch, tmp_path / "out", "Where is Mira?").out == said.out
+    (bare, _), (model, _), (merged, _) = (run.load(folder) for folder in (pretrained, tmp_path / "run", tmp_path / "out"))
+    tokens = torch.arange(40).view(2, 20)
+    torch.testing.assert_close(merged(tokens), model(tokens), rtol=0, atol=1e-5)
+    assert (merged(tokens) - bare(tokens)).abs().max() > 0.1 and not merged.cfg.tie_embeddings
+    assert torch.equal(merged.embed.weight, bare.embed.weight) and not torch.equal(merged.lm_head.weight, merged.embed.weight)
+
+
+def test_adalora_stopped_before_its_budget_is_spent_says_so_and_its_last_weights_answer(finetune_command, tmp_path, monkeypatch):
+    folder, take = tmp_path / "run", Trainer.take_step
+
+    def five(trainer):
+        if trainer.state["step"] == 5:
+            raise UserError("enough")
+        return take(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_step", five)
+        refused(tune(finetune_command, folder, *command("adalora")), "enough")
+    for asked in ((generate.main, folder, "Hi"), (merge.main, folder, tmp_path / "out")):
+        refused(module(asked[0], monkeypatch, *asked[1:]), f"{folder}: adalora is pruning still, and calls nothing 'best' before its "
+                "budget is spent; let finetune.py go on with this run, or take --checkpoint last")
+    assert is_no_run(tmp_path / "out")
+    assert module(generate.main, monkeypatch, folder, "Hi", "--checkpoint", "last").code == 0
+    tune(finetune_command, folder, *command("adalora"))
+    assert module(generate.main, monkeypatch, folder, "Hi").code == 0
+
+
 @pytest.mark.parametrize(("method", "said"), [("houlsby", "cannot be merged"), ("prompt", "cannot be merged"),
                                               ("bitfit", "no place for")])
 def test_what_cannot_be_merged_leaves_nothing_behind(finetune_command, tmp_path, monkeypatch, method, said):
@@ -110,7 +174,29 @@ def test_a_base_that_is_gone_is_named(lora, tmp_path, monkeypatch):
     config = (copy / "config.toml").read_text()
     old = json.dumps(str(run.settings_of(lora).base.run))
     (copy / "config.toml").write_text(config.replace(old, json.dumps("nowhere")))
-    refused(module(chat.main, monkeypatch, copy), "nowhere: is no run folder")
+    refused(module(chat.main, monkeypatch, copy), f"base.run = 'nowhere', looked for at {os.path.abspath('nowhere')}: is no run "
+            "folder (it lacks config.toml or tokenizer.model); give the run.dir of a train.py or finetune.py run in "
+            f"{copy}/config.toml")
+
+
+def test_a_relative_base_is_found_from_any_folder(pretrained, finetune_command, tmp_path, monkeypatch):
+    """It counts from where run.dir does; a run that is elsewhere now looks in the working directory."""
+    project = tmp_path / "project"
+    (project / "runs").mkdir(parents=True)
+    os.symlink(pretrained, project / "runs" / "base")
+    monkeypatch.chdir(project)
+    assert tune(finetune_command, "runs/lora", *command("lora", "base.run=runs/base")).code == 0
+    said = module(generate.main, monkeypatch, "runs/lora", "Where is Mira?")
+    for here, there in ((tmp_path, "project/runs/lora"), (project / "runs", "lora"), (project / "runs" / "lora", "."),
+                        (tmp_path, project / "runs" / "lora")):
+        monkeypatch.chdir(here)
+        assert module(generate.main, monkeypatch, there, "Where is Mira?") == said
+    shutil.copytree(project / "runs" / "lora", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    refused(module(generate.main, monkeypatch, "moved", "Hi"), f"looked for at {tmp_path / 'runs' / 'base'}: is no run folder",
+            "in moved/config.toml")
+    monkeypatch.chdir(project)
+    assert module(generate.main, monkeypatch, "../moved", "Where is Mira?") == said
 
 
 @pytest.mark.parametrize("damage", [b"", b"cut"])
@@ -137,6 +223,10 @@ def test_an_adapter_is_no_base_until_it_is_merged(lora, finetune_command, tmp_pa
     (["adapter.method=adalora", "adapter.rank=2"], "adapter.target_rank = 4.0: must be positive and at most"),
     (["adapter.method=adalora", "adapter.interval=1", "train.patience=2"], "train.patience = 2"),
     (["adapter.method=lroa"], "use none, freeze"),
+    (["adapter.rank=4"], "adapter.rank = 4: means nothing to adapter.method = 'none'; leave it out, or use lora, dora, adalora"),
+    (["adapter.method=houlsby", "adapter.bottleneck=1000000000000000"], "adapter: cannot be put into the model ("),
+    (["adapter.method=prefix", "adapter.length=1000000000000000"], "make it smaller: adapter.bottleneck, length, rank"),
+    (["adapter.method=prompt", "adapter.length=1000000000000000"], "make it smaller: adapter.bottleneck, length, rank"),
 ])
 def test_bad_settings_are_one_line_and_leave_no_run(finetune_command, tmp_path, changes, said):
     refused(tune(finetune_command, tmp_path / "run", *changes), said)
@@ -178,3 +268,36 @@ def test_a_short_prompt_is_pictured_where_a_prefix_is_in_some_layers(finetune_co
     """Its maps are wider than those of the other layers."""
     for method in ("prefix", "prompt"):
         assert tune(finetune_command, tmp_path / method, *command(method, "samples.prompts=[\"Hi\"]")).code == 0
+
+
+def test_the_readmes_several_adapters_on_one_base(pretrained, lora, finetune_command, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    code, = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "runs").mkdir()
+    for name, folder in (("pretrain", pretrained), ("alpaca-lora", lora)):
+        os.symlink(folder, tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    tune(finetune_command, "runs/alpaca-ia3", *command("ia3", "optim.lr=0.1"))
+    capsys.readouterr()
+    names = {}
+    exec(code.replace("Where does Gadeba live?", "Where is Mira?"), names)
+    told = [f"{name} {answer}" for name, answer in ((name, answer_of(f"runs/alpaca-{name}")) for name in ("lora", "ia3"))]
+    assert capsys.readouterr().out.splitlines() == told and told[0][5:] != told[1][4:]
+    model, adapter = names["model"], names["adapters"]["lora"]
+    assert active(model) is names["adapters"]["ia3"]
+    peft.use(model, adapter)
+    tokens = torch.arange(40).view(2, 20)
+    assert torch.equal(model(tokens), run.load(lora)[0](tokens))
+    peft.use(model, None)
+    assert torch.equal(model(tokens), run.load(pretrained)[0](tokens))
+
+
+def answer_of(folder):
+    """By the way that loads base and adapter together."""
+    model, tokenizer = run.load(folder)
+    return generate.answer_all(model, tokenizer, [prompt_ids(tokenizer, "Where is Mira?")], 48)
+
+
+def test_what_is_no_adapter_of_a_bare_base_is_not_put_into_one(pretrained):
+    model, _ = run.load(pretrained)
+    refusal(lambda: run.load_adapter(pretrained, model), f"{pretrained}: holds no adapter for a bare base", "task.name = instruction")

@@ -1,5 +1,7 @@
 """One table of promises that every method keeps."""
 
+import dataclasses
+
 import biased
 import pytest
 import tiny
@@ -154,6 +156,21 @@ def test_merged_it_computes_the_same_and_unmerged_the_base_is_whole_to_the_bit(n
         adapter.unmerge()
 
 
+@pytest.mark.parametrize("name", [n for n in biased.CONFIGS if n not in biased.NOT_LINEAR])
+def test_over_a_base_in_bf16_the_sum_is_made_in_fp32_and_rounded_once(name):
+    """Each merged matrix is the bf16 nearest to that of the same base in fp32; unmerged, the base is there bit for bit."""
+    model, wider = biased.model().bfloat16(), biased.model().bfloat16().float()
+    adapter, other = (apply(m, biased.CONFIGS[name]) for m in (model, wider))
+    biased.stir(adapter)
+    other.load_state_dict(adapter.state_dict())
+    base, adapted = values(adapter.base), model(TOKENS)
+    adapter.merge(), other.merge()
+    for (n, mine), (_, theirs) in zip(model.named_parameters(), wider.named_parameters(), strict=True):
+        assert mine.dtype == torch.bfloat16 and torch.equal(mine, theirs.bfloat16()), n
+    adapter.unmerge()
+    assert torch.equal(model(TOKENS), adapted) and all(torch.equal(base[n], p) for n, p in adapter.base.items())
+
+
 @every
 def test_train_and_eval_never_merge(name):
     model, adapter = put(name)
@@ -208,3 +225,32 @@ def test_a_second_one_is_refused_and_two_take_turns(name):
     assert torch.equal(model(TOKENS), second)
     use(model, None)
     assert torch.equal(model(TOKENS), biased.model()(TOKENS))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_put_in_drops_as_the_model_does(training):
+    model = biased.model()
+    adapter = apply(model, dataclasses.replace(biased.CONFIGS["lora"], dropout=0.5))
+    biased.stir(adapter)
+    adapter.model.train(not training)
+    adapter.remove()
+    model.train(training)
+    use(model, adapter)
+    assert all(module.training is training for module in model.modules())
+    assert torch.equal(model(TOKENS), model(TOKENS)) is not training
+
+
+def test_several_under_names_share_one_base_and_change_copies_nothing():
+    model = biased.model()
+    base, adapters, said = {id(p) for p in model.parameters()}, {}, {}
+    for seed, name in enumerate(biased.CONFIGS):
+        adapters[name] = apply(model, biased.CONFIGS[name], seed)
+        biased.stir(adapters[name], seed)
+        said[name] = model(TOKENS)
+        use(model, None)
+    for name in [*adapters, *reversed(adapters)]:
+        use(model, adapters[name])
+        assert active(model) is adapters[name] and torch.equal(model(TOKENS), said[name])
+    use(model, None)
+    assert {id(p) for p in model.parameters()} == base and torch.equal(model(TOKENS), biased.model()(TOKENS))
+    assert len({tuple(logits.flatten().tolist()) for logits in said.values()}) == len(adapters)

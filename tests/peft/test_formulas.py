@@ -17,7 +17,7 @@ from minialpaca.peft.houlsby import Bottleneck
 from minialpaca.peft.ia3 import Stretched
 from minialpaca.peft.lora import DoRALinear, LoRALinear, lora_scale
 
-CFG = AdapterConfig("lora", rank=3, alpha=7.0, bottleneck=5, target_rank=2)
+CFG = AdapterConfig("lora", rank=3, alpha=7.0)
 X = tiny.normal(4, 11)
 
 
@@ -91,7 +91,7 @@ def test_bitfit_adds_a_vector():
 
 
 def test_houlsby_is_the_papers_bottleneck():
-    layer = trained(Bottleneck(nn.Sequential(base()), CFG, generator()))
+    layer = trained(Bottleneck(nn.Sequential(base()), AdapterConfig("houlsby", bottleneck=5), generator()))
     h = layer.base(X)
     inner = h @ layer.down_weight.T + layer.down_bias
     gelu = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
@@ -187,7 +187,7 @@ def test_prompt_vectors_begin_as_embeddings_of_the_base():
 
 
 def test_adalora_is_the_papers_triple_product():
-    layer = trained(AdaLoRALinear(base(), CFG, generator()))
+    layer = trained(AdaLoRALinear(base(), AdapterConfig("adalora", rank=3, alpha=7.0, target_rank=2), generator()))
     W = layer.base.weight + 7 / 3 * layer.P @ torch.diag(layer.lambdas) @ layer.Q
     torch.testing.assert_close(layer(X), X @ W.T + layer.base.bias, rtol=0, atol=1e-12)
 

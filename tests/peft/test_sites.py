@@ -7,8 +7,10 @@ import pytest
 import tiny
 import torch
 
-from minialpaca.config import AdapterConfig
+from minialpaca import run
+from minialpaca.config import AdapterConfig, FinetuneConfig
 from minialpaca.errors import UserError
+from minialpaca.heads import Classifier
 from minialpaca.peft import apply
 from minialpaca.peft.sites import chosen_layers, linears, with_role
 
@@ -37,7 +39,7 @@ def test_roles_are_told_by_the_module():
         "final_norm.weight"]
     assert [s.path for s in with_role(model, ("head", "embedding"))] == ["embed.weight", "lm_head.weight"]
     assert len(with_role(model, ("bias",))) == 2 * 7 + 1
-    with pytest.raises(UserError, match="this model has no 'bias'; there are embedding, norm, head"):
+    with pytest.raises(UserError, match="adapter.also: 'bias' matches nothing here; there are embedding, norm, head"):
         with_role(tiny.model(), ("bias",))
 
 
@@ -72,7 +74,7 @@ def test_a_rank_above_the_matrixs_own_is_refused_by_name():
 
 def test_what_is_trained_is_fp32_over_a_base_in_bf16():
     for name, cfg in biased.CONFIGS.items():
-        cfg = dataclasses.replace(cfg, also=(), placement="mlp")
+        cfg = dataclasses.replace(cfg, also=(), placement="mlp" if cfg.method == "houlsby" else cfg.placement)
         if name != "freeze":
             adapter = apply(biased.model().bfloat16(), cfg)
             assert {p.dtype for p in adapter.trained().values()} == {torch.float32}
@@ -91,3 +93,48 @@ def test_the_seed_decides_what_is_drawn():
     drawn = [apply(biased.model(), biased.CONFIGS["lora"], seed).state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(drawn[0][n], drawn[1][n]) for n in drawn[0])
     assert not torch.equal(drawn[0]["lm_head.A"], drawn[2]["lm_head.A"])
+
+
+# ── a classifier ─────────────────────────────────────────────────────────────────────────────────
+
+
+def classifier(method, tied=False, **changes):
+    backbone = tiny.model(tie_embeddings=tied)
+    model = Classifier(backbone, [3, 2], "last")
+    return model, run.adapted(model, backbone, FinetuneConfig(adapter=AdapterConfig(method, **changes)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "ia3", "bitfit"])
+def test_a_classifiers_lm_head_is_never_called_and_cannot_be_named(method, tied):
+    for target in ("lm_head", "heads.0"):
+        with pytest.raises(UserError, match=f"adapter.targets: '{target}' matches no Linear of layers ':'; there are attn.q_proj, "
+                                            "attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj$"):
+            classifier(method, tied, targets=(target,))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("role", ["head", "bias"])
+def test_in_a_classifier_a_role_that_only_the_new_heads_have_matches_nothing(role, tied):
+    with pytest.raises(UserError, match=f"adapter.also: '{role}' matches nothing here; there are embedding, norm$"):
+        classifier("lora", tied, also=(role,))
+
+
+def test_a_tied_embedding_is_trained_in_a_classifier_without_a_word_about_its_head():
+    model, adapter = classifier("lora", tied=True, also=("embedding",))
+    assert model.backbone.embed.weight is model.backbone.lm_head.weight and model.backbone.embed.weight.requires_grad
+    adapter.remove()
+    assert model.backbone.embed.weight is model.backbone.lm_head.weight
+
+
+# ── norms ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("layers", "norms"), [
+    (":1", ["layers.0.attn_norm", "layers.0.mlp_norm"]), ("-1:", ["layers.1.attn_norm", "layers.1.mlp_norm", "final_norm"]),
+    (":", ["layers.0.attn_norm", "layers.0.mlp_norm", "layers.1.attn_norm", "layers.1.mlp_norm", "final_norm"])])
+def test_houlsby_trains_the_norms_of_its_layers_and_the_final_one_with_the_last(layers, norms):
+    adapter = apply(biased.model(), AdapterConfig("houlsby", layers=layers))
+    assert [n for n in adapter.trained() if "norm" in n] == [f"{n}.weight" for n in norms]
+    everywhere = apply(biased.model(), AdapterConfig("houlsby", layers=layers, also=("norm",)))
+    assert sum("norm" in n for n in everywhere.trained()) == 5
