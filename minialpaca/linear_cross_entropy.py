@@ -44,7 +44,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             total += loss
             d_logits = d_logits.to(hidden_ND.dtype)
             if for_hidden:
-                torch.mm(d_logits, weight_VD, out=d_hidden_ND[here])
+                d_hidden_ND[here] = d_logits @ weight_VD
             if for_weight:
                 d_weight_VD += d_logits.T @ hidden_ND[here]
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from minialpaca import precision
 from minialpaca.cache import KVCache, LayerCache
 from minialpaca.config import ModelConfig
 
@@ -289,7 +290,8 @@ class Transformer(nn.Module):
         """The layer; with `recompute` one that keeps its input alone and computes the rest again on the way back."""
         if not (self.recompute and torch.is_grad_enabled()):
             return layer
-        return functools.partial(checkpoint, layer, use_reentrant=False)  # the reentrant one loses frozen inputs' gradients
+        # The reentrant one loses frozen inputs' gradients.
+        return functools.partial(checkpoint, layer, use_reentrant=False, context_fn=precision.as_before)
 
     @property
     def n_virtual(self) -> int:

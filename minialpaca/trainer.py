@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import checkpoint, run
+from minialpaca import checkpoint, precision, run
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
@@ -20,6 +20,7 @@ from minialpaca.mend import mend
 from minialpaca.objectives import squared_norm
 from minialpaca.optim import build_adamw, clip_by_global_norm, global_norm, learning_rate
 from minialpaca.peft import Adapter
+from minialpaca.precision import LossScaler
 from minialpaca.tasks import Task
 
 Observer = Callable[[nn.Module, RunLog, int], None]  # shows sample answers and attention maps at an evaluation
@@ -51,6 +52,12 @@ def refuse_endless(train: TrainConfig, optim: OptimConfig, batches_per_epoch: in
             raise UserError(f"{name}: asks for more than 2⁵³ steps; give a number that comes to an end")
 
 
+def fetched(noted: Noted) -> dict[str, float]:
+    """All of a step's numbers in one transfer: each by itself would make the host wait for the device."""
+    dtype = functools.reduce(torch.promote_types, (value.dtype for value in noted.values()))
+    return dict(zip(noted, torch.stack([value.to(dtype) for value in noted.values()]).tolist()))
+
+
 class Trainer:
     """Minimises a task's loss over the trainable parameters of a model:  θ̂ = argmin_θ L(M_θ, D)   [adapt.0]
 
@@ -66,6 +73,9 @@ class Trainer:
         refuse_unmeasured(train, task)
         self.seed, self.folder, self.observe = seed, folder, observe
         self.device = next(model.parameters()).device
+        precision.refuse_short_weights(model)
+        self.policy = precision.policy(train.precision, self.device)
+        self.scaler = LossScaler() if self.policy.scales else None
         self.optimizer = build_adamw(model, optim)
         refuse_endless(train, optim, task.batches_per_epoch())
         self.total_batches = (train.steps * train.accumulation if train.steps
@@ -84,6 +94,7 @@ class Trainer:
         if self.total_steps <= self.optim.warmup_steps:
             print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
                   f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
+        print(f"precision: {self.policy.name} ({self.policy.reason})")
         with progress("training", self.total_steps, "steps", self.state["step"]) as bar:
             self.log, self.bar = RunLog(self.folder, self.state["step"]), bar
             try:
@@ -96,27 +107,36 @@ class Trainer:
         return self.state
 
     def take_step(self) -> dict[str, float]:
-        """One optimiser step over `accumulation` micro-batches."""
+        """One optimiser step; one whose gradient overflowed is taken again at a lower loss scale, and nothing else moved."""
+        while True:
+            record = self._try_step()
+            if record is not None:
+                return record
+
+    def _try_step(self) -> dict[str, float] | None:
+        """One optimiser step over `accumulation` micro-batches; None where its gradient overflowed."""
         started, step = time.perf_counter(), self.state["step"]
         batches = self._micro_batches(step)                                      # 1. the step's data
         n_supervised = sum(batch.n_supervised for batch in batches)              # 2. one count for all of it
         if n_supervised == 0:
             raise UserError(f"step {step + 1}: no supervised token in its {len(batches)} micro-batches")
-        losses = self._backward(batches, n_supervised)                           # 3. gradient of the mean over it, and of its attack's
-        penalties = self._backward_penalties()                                   # 4. and of the penalties, once a step
-        grad_norm = global_norm(self.model.parameters())                         # 5. how long it is
-        self._refuse_nonfinite(losses["loss"], grad_norm, step)                  # 6. nothing broken reaches weight or average
+        losses = self._backward(batches, n_supervised)                           # 3. clean and adversarial backward, scaled
+        penalties = self._backward_penalties()                                   # 4. the penalties' backward, once a step
+        self._unscale(losses)                                                    # 5. unscale, once
+        grad_norm = global_norm(self.model.parameters())                         # 6. how long the gradient is
+        numbers = fetched({**losses, **penalties, "grad_norm": grad_norm})       #    (the step's one look at the device)
+        if not self._judge_gradient(numbers, step):                              # 7. finite? the loss scale follows
+            return self.optimizer.zero_grad(set_to_none=True)                    #    skipped: nothing else moves
         if self.adapter:
-            self.adapter.before_clip(step + 1)                                   # 7. AdaLoRA's sensitivity
-        clip_by_global_norm(self.model.parameters(), self.optim.clip_norm, grad_norm)  # 8. clip, all together
-        lr = self._set_lr(step)                                                  # 9. the schedule's rate
-        self.optimizer.step()                                                    # 10. update
-        noted = self.adapter.after_update(step + 1) if self.adapter else {}      # 11. AdaLoRA's mask
-        self.optimizer.zero_grad(set_to_none=True)                               # 12. forget the gradient
+            self.adapter.before_clip(step + 1)                                   # 8. AdaLoRA's sensitivity
+        clip_by_global_norm(self.model.parameters(), self.optim.clip_norm, grad_norm)  # 9. clip, all together
+        lr = self._set_lr(step)                                                  # 10. the schedule's rate
+        self.optimizer.step()                                                    # 11. update
+        noted = self.adapter.after_update(step + 1) if self.adapter else {}      # 12. AdaLoRA's mask
+        self.optimizer.zero_grad(set_to_none=True)                               # 13. forget the gradient
         self.state["step"] = step + 1
-        seconds = time.perf_counter() - started
-        return {"step": step + 1, **{name: value.item() for name, value in losses.items()}, **penalties, "lr": lr,
-                "grad_norm": grad_norm.item(), "tokens_per_s": round(sum(batch.n_tokens for batch in batches) / seconds, 1), **noted}
+        n_tokens, seconds = sum(batch.n_tokens for batch in batches), time.perf_counter() - started
+        return {"step": step + 1, **numbers, "lr": lr, "tokens_per_s": round(n_tokens / seconds, 1), **self._scale_noted(), **noted}
 
     # ── parts of a step ──────────────────────────────────────────────────────────────────────────
 
@@ -134,7 +154,9 @@ class Trainer:
             # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same, and an attack's passes too.
             seed = int(raw(1, self.seed, self.state["step"], i, 3)[0] >> 1)
             passes = self._passes(batch.to(self.device), n_supervised, n_texts, seed)
-            for name, value in self.attack.backward(passes).items():
+            with precision.casting(self.policy.dtype):
+                noted = self.attack.backward(passes)
+            for name, value in noted.items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals
 
@@ -144,10 +166,11 @@ class Trainer:
             torch.manual_seed(seed)
             return way()
 
-        views = [View(functools.partial(seeded, says), real, 1 / n_texts) for says, real in self.task.views(self.model, batch)]
-        return Passes(lambda: seeded(lambda: self.task.loss_sum(self.model, batch) / n_supervised), batch.embedded_BT, seed, views)
+        views = [View(functools.partial(seeded, says), real, self.scale / n_texts) for says, real in self.task.views(self.model, batch)]
+        return Passes(lambda: seeded(lambda: self.task.loss_sum(self.model, batch) * (self.scale / n_supervised)),
+                      batch.embedded_BT, seed, views)
 
-    def _backward_penalties(self) -> dict[str, float]:
+    def _backward_penalties(self) -> dict[str, Tensor]:
         """Adds the gradients of λ‖θ‖₂² (θ being all that is trained; a tied matrix counts once) and of the adapter's term."""
         terms = {}
         if self.l2:
@@ -155,18 +178,42 @@ class Trainer:
         if self.adapter and (penalty := self.adapter.penalty()) is not None:
             terms["orthogonality"] = penalty
         for term in terms.values():
-            term.backward()
-        return {name: term.item() for name, term in terms.items()}
+            (term * self.scale).backward()
+        return {name: term.detach() for name, term in terms.items()}
+
+    @property
+    def scale(self) -> float:
+        """What all losses are multiplied by before their backward; 1 but in fp16."""
+        return self.scaler.scale if self.scaler else 1.0
+
+    def _unscale(self, losses: Noted) -> None:
+        """Gradients, and what the log says of losses, are divided by the scale."""
+        if self.scaler:
+            precision.unscale(self.model.parameters(), self.scale)
+            for name in losses.keys() & {"loss", "adversarial_loss", "virtual_loss"}:
+                losses[name] = losses[name] / self.scale
+
+    def _judge_gradient(self, numbers: dict[str, float], step: int) -> bool:
+        """Whether the step may be taken. Without loss scaling nothing but a finite gradient goes on."""
+        finite = math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])
+        if self.scaler:
+            self.scaler.update(finite)
+            if self.scaler.skipped_in_a_row >= self.scaler.LIMIT:
+                raise UserError(f"step {step + 1}: {self.scaler.LIMIT} times in a row the gradient was not finite, the last at loss scale "
+                                f"{self.scaler.scale:.3g}; nothing was updated, the last good checkpoint is "
+                                f"{checkpoint.find(self.folder) or 'none yet'}; lower optim.lr, or set train.precision to bf16 or fp32")
+        elif not finite:
+            raise self._diverged(step + 1, f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']}", "updated")
+        return finite
+
+    def _scale_noted(self) -> dict[str, float]:
+        return {"loss_scale": self.scaler.scale, "skipped_steps": self.scaler.skipped} if self.scaler else {}
 
     def _set_lr(self, step: int) -> float:
         lr = learning_rate(self.optim, step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
-
-    def _refuse_nonfinite(self, loss: Tensor, grad_norm: Tensor, step: int) -> None:
-        if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
-            raise self._diverged(step + 1, f"loss {loss.item()}, gradient norm {grad_norm.item()}", "updated")
 
     def _refuse_broken_weights(self, step: int) -> None:
         """A finite gradient times an enormous rate: what is saved is to be a good checkpoint."""
@@ -190,7 +237,8 @@ class Trainer:
         if saved:
             self._refuse_broken_weights(step)
         if evaluated:
-            record |= evaluate(self.model, self.task, self.device)
+            with precision.casting(self.policy.dtype):
+                record |= evaluate(self.model, self.task, self.device)
             if not math.isfinite(record["val_loss"]):
                 raise self._diverged(step, f"validation loss {record['val_loss']}", "saved")
             improved = self._judge(record[self.train.best_by], self.adapter is None or self.adapter.may_be_best(step))
@@ -228,6 +276,7 @@ class Trainer:
         checkpoint.save(self.folder, self.state["step"],
                         {"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},
                         {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
+                         **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
                          **(self.adapter.facts() if self.adapter else {})},
                         best=improved)
 
@@ -245,6 +294,8 @@ class Trainer:
             raise UserError(f"{self.folder}: the data are not those that this run began with; put them back, or choose "
                             "another run.dir for the new ones")
         checkpoint.restore(place, "optimizer", self.optimizer)
+        if self.scaler and "scaler" in saved:
+            self.scaler.load_state_dict(saved["scaler"])
         if saved["step"]:  # step 0 is evaluated once more, and judged as if for the first time
             self.state = {key: saved[key] for key in self.state}
         done = self.state["step"] >= self.total_steps or self.state["stopped_early"]

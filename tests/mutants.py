@@ -169,19 +169,18 @@ of("merge:logits", "peft/test_training.py::test_a_classifiers_merge_is_judged_by
 of("peft.adapter:Adapter.install", "peft/test_contract.py::test_what_is_put_in_drops_as_the_model_does[False]",
    ("self.model.train(self.model.training)", "None"))
 
-of("trainer:Trainer.take_step", "peft/test_training.py::test_the_adapter_sees_the_whole_gradient_once_a_step_and_unclipped[split1]",
+of("trainer:Trainer._try_step", "peft/test_training.py::test_the_adapter_sees_the_whole_gradient_once_a_step_and_unclipped[split1]",
    ("self.adapter.before_clip(step + 1)", "self.adapter.before_clip(step)"),
    ("self.adapter.before_clip(step + 1)", "clip_by_global_norm(self.model.parameters(), 1e-3), self.adapter.before_clip(step + 1)"),
    ("self.adapter.before_clip(step + 1)", "[self.adapter.before_clip(step + 1) for _ in range(2)]"),
-   ("self._refuse_nonfinite(loss, grad_norm, step)",
-    "self.adapter and self.adapter.before_clip(step + 1), self._refuse_nonfinite(loss, grad_norm, step)",
+   ("numbers = fetched(", "self.adapter and self.adapter.before_clip(step + 1)\n    numbers = fetched(",
     "test_a_gradient_that_is_no_number_never_reaches_the_averages"),
    ("self.adapter.after_update(step + 1) if self.adapter else {}", "{}",
     "test_once_the_budget_is_spent_what_was_pruned_stays_zero_under_adams_momentum"))
 
 of("trainer:Trainer._backward_penalties", "peft/test_training.py::test_the_penalty_is_added_once_a_step[split1]",
    ("self.adapter.penalty()", "None"),
-   ("term.backward()", "(self.train.accumulation * term).backward()"))
+   ("(term * self.scale)", "(term * self.scale * self.train.accumulation)"))
 
 of("trainer:Trainer._after_step", "peft/test_training.py::test_no_best_is_chosen_before_the_budget_is_spent",
    ("self.adapter is None or self.adapter.may_be_best(step)", "True"))
@@ -494,7 +493,7 @@ of("linear_cross_entropy:loss_and_gradient", "test_linear_cross_entropy.py::test
 
 of("linear_cross_entropy:LinearCrossEntropy.forward", "test_linear_cross_entropy.py::test_loss_and_gradients_are_those_of_all_logits",
    ("targets_N[here, None]", "targets_N[:len(hidden_ND[here]), None]"),
-   ("torch.mm(d_logits, weight_VD", "torch.mm(-d_logits, weight_VD"),
+   ("= d_logits @ weight_VD", "= -d_logits @ weight_VD"),
    ("d_weight_VD += d_logits", "d_weight_VD = d_logits"),
    ("total += loss", "total = loss"),
    ("first + rows)", "first + rows - 1)"))
@@ -699,19 +698,52 @@ of("adversarial.matrix:moved", "adversarial/test_attacks.py::test_a_moved_matrix
 
 # ── a step ───────────────────────────────────────────────────────────────────────────────────────
 
-of("trainer:Trainer.take_step", "test_trainer.py::test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate",
+of("trainer:Trainer._try_step", "test_trainer.py::test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate",
    ("self.optim.clip_norm", "0.0"),
    ("self._set_lr(step)", "self._set_lr(step + 1)"),
    ("self.optimizer.step()", "None"),
-   ("self.optimizer.zero_grad(set_to_none=True)", "None"),
+   ("self.optimizer.zero_grad(set_to_none=True)                               # 13", "None  # 13"),
    ("n_supervised = sum(batch.n_supervised for batch in batches)", "n_supervised = batches[-1].n_supervised",
     "test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens"))
 
+of("precision:LossScaler.update", "test_precision.py::test_the_scale_by_pencil",
+   ("*= self.backoff", "*= 1.0"),
+   ("self.scale * self.growth, 0", "self.scale * self.growth, -1"),
+   ("self.good_steps + 1 if finite else 0", "self.good_steps + 1"),
+   ("== self.interval", "== self.interval + 1"),
+   ("self.skipped += not finite", "self.skipped += finite"),
+   ("0 if finite else self.skipped_in_a_row + 1", "self.skipped_in_a_row + (not finite)"))
+
+of("precision:unscale", "test_precision.py::test_with_a_scale_the_clipped_step_is_the_same",
+   ("1.0 / scale", "scale"),
+   ("1.0 / scale", "1.0"),
+   ("1.0 / scale", "2.0 / scale"),
+   ("1.0 / scale", "1.0 / scale**2"))
+
+of("trainer:Trainer._try_step", "test_precision.py::test_with_a_scale_the_clipped_step_is_the_same",
+   ("self._unscale(losses) ", "pass"),
+   ("grad_norm = global_norm(self.model.parameters())", "grad_norm = global_norm(self.model.parameters()) * self.scale"),
+   ("return self.optimizer.zero_grad(set_to_none=True)", "return None", "test_a_skipped_step_moves_nothing_but_the_scale"))
+
+of("trainer:Trainer._backward_penalties", "test_precision.py::test_with_a_scale_the_clipped_step_is_the_same",
+   ("(term * self.scale)", "term"))
+
+of("precision:Casting.__torch_function__", "test_precision.py::test_products_are_short_and_nothing_else_is",
+   ("if function in SHORT", "if True"),
+   ("if function in SHORT", "if False"),
+   ("_cast(value) for name", "value for name"))
+
+of("precision:as_before", "test_precision.py::test_layers_computed_again_are_computed_in_the_same_dtype",
+   ("casting(active())", "contextlib.nullcontext()"))
+
+of("precision:_cast", "test_precision.py::test_an_inner_dtype_decides_and_an_exception_leaves_nothing_behind",
+   ("value.to(active())", "value.to(torch.bfloat16)"))
+
 of("trainer:Trainer._passes",
    "test_trainer.py::test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens",
-   ("loss_sum(self.model, batch) / n_supervised", "loss_sum(self.model, batch)"),
-   ("loss_sum(self.model, batch) / n_supervised", "loss_sum(self.model, batch) / max(1, batch.n_supervised)"),
-   ("loss_sum(self.model, batch) /", "loss_sum(self.model, batch) * -1 /",
+   ("(self.scale / n_supervised)", "self.scale"),
+   ("(self.scale / n_supervised)", "(self.scale / max(1, batch.n_supervised))"),
+   ("(self.scale / n_supervised)", "(-self.scale / n_supervised)",
     "test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate"),
    ("torch.manual_seed(seed)", "pass", "test_an_attacks_passes_drop_the_same_units"))
 

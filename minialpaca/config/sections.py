@@ -512,6 +512,8 @@ class TrainConfig:
     """Steps between evaluations (there is one before the first step and one after the last)."""
     eval_batches: int = 0
     """Validation batches in one evaluation, always the same ones; 0 takes all."""
+    precision: str = "auto"
+    """What products of matrices are computed in: `fp32`, `bf16`, `fp16` (with loss scaling), or `auto`: bf16 where a GPU computes it natively, fp16 on older ones, fp32 elsewhere. Weights, gradients and sums are fp32 in any case."""
     recompute: bool = False
     """Whether layers keep nothing but their input and are computed again on the way back (activation checkpointing): less memory, a third more time, the same numbers."""
     save_every: int = 0
@@ -527,6 +529,7 @@ class TrainConfig:
         _check(self, {name: (getattr(self, name) >= 0, "must not be negative")
                       for name in ("steps", "eval_batches", "save_every", "patience")})
         _check(self, {"epochs": (0 < self.epochs < math.inf, "must be positive"),
+                      "precision": (self.precision in ("auto", "fp32", "bf16", "fp16"), "use auto, fp32, bf16 or fp16"),
                       "best_by": (self.best_by in ("val_loss", "val_accuracy", "val_macro_f1"),
                                   "use val_loss, val_accuracy or val_macro_f1")})
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minialpaca import precision
 from minialpaca.config import AdapterConfig
 from minialpaca.peft.adapter import Adapter, Wrapper
 from minialpaca.peft.linear import plain_linear, refuse_rank, trained_dtype, wide
@@ -89,8 +90,9 @@ class DoRALinear(LoRALinear):
         self.m = nn.Parameter(row_norms(wide(base.weight)))
 
     def direction(self) -> Tensor:
-        """m / ‖W₀ + s B A‖_c   (O,)"""
-        return self.m / row_norms(self.weight().detach())
+        """m / ‖W₀ + s B A‖_c   (O,), in fp32 whatever products are computed in"""
+        with precision.casting(torch.float32):
+            return self.m / row_norms(self.weight().detach())
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.base.weight) + self.delta(x)
