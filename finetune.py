@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from minialpaca import checkpoint, classify, run, scripts
+from minialpaca import checkpoint, classify, parallel, run, scripts
 from minialpaca.adversarial import attack_on
 from minialpaca.config import FinetuneConfig, ModelConfig, PretrainConfig
 from minialpaca.data import world
@@ -34,6 +34,7 @@ from minialpaca.trainer import Trainer
 
 
 @command
+@parallel.joined()
 def main(arguments: list[str]) -> None:
     settings = scripts.parse(FinetuneConfig, "configs/alpaca.toml", __doc__, arguments)
     device = run.pick_device(settings.run.device)
@@ -61,6 +62,8 @@ def main(arguments: list[str]) -> None:
         if adapter:
             print(table(trained_rows(adapter), (f"trained: {settings.adapter.method}", "places", "rank", "parameters", "% of base")))
         best = trainer.fit()["best"]
+        if not parallel.is_first():
+            return
         if labels:
             show_labels(settings, task, folder, best, device)
         else:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minialpaca import run, scripts
+from minialpaca import parallel, run, scripts
 from minialpaca.adversarial import attack_on
 from minialpaca.config import PretrainConfig
 from minialpaca.data import corpus
@@ -31,6 +31,7 @@ PROMPT_COPIES = 200  # how often the tokenizer sees the Alpaca prompts, so that 
 
 
 @command
+@parallel.joined()
 def main(arguments: list[str]) -> None:
     settings = scripts.parse(PretrainConfig, "configs/pretrain.toml", __doc__, arguments)
     device = run.pick_device(settings.run.device)
@@ -52,6 +53,8 @@ def main(arguments: list[str]) -> None:
 
         scripts.show_parameters(model, device)
         state = trainer.fit()
+        if not parallel.is_first():
+            return
 
         print(f"\nbest validation loss {task.describe(state['best'])}")
         best_model, _ = run.load(folder, "best", device)

@@ -28,10 +28,11 @@ def worker(method: str, steps: int, warmup: int) -> dict[str, float]:
     import torch
 
     from minialpaca.config import AdapterConfig, ModelConfig, OptimConfig
+    from minialpaca.data.batch import collate
     from minialpaca.model import Transformer
-    from minialpaca.objectives import cross_entropy_sum
     from minialpaca.optim import build_adamw, clip_by_global_norm
     from minialpaca.peft import apply
+    from minialpaca.tasks import next_token_loss
 
     imported = peak_mib()
     model = Transformer(ModelConfig(vocab_size=8192, d_model=384, n_layers=6, n_heads=6, d_ff=1024, max_seq_len=256)).train()
@@ -40,10 +41,10 @@ def worker(method: str, steps: int, warmup: int) -> dict[str, float]:
     optimizer = build_adamw(model, OptimConfig())
     generator, seconds = torch.Generator().manual_seed(0), []
     for _ in range(warmup + steps):
-        tokens_BT = torch.randint(8192, (8, 257), generator=generator)
+        rows = torch.randint(8192, (8, 257), generator=generator).tolist()
+        batch = collate([(ids, ids) for ids in rows], pad=3)
         started = time.perf_counter()
-        logits_BTV = model(tokens_BT[:, :-1])
-        (cross_entropy_sum(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten()) / 2048).backward()
+        (next_token_loss(model, batch) / batch.n_supervised).backward()
         clip_by_global_norm(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.main_job import timed
 
-OBJECTIVES = {"decoder": "causal", "encoder": "masked"}
+OBJECTIVES = {"decoder": ["objective.name=causal"], "encoder": ["objective.name=masked", "train.epochs=6"]}
 
 
 def accuracy(folder: Path) -> float:
@@ -25,7 +25,7 @@ def accuracy(folder: Path) -> float:
 def measure(seed: int, architecture: str, text: Path, data: Path, out: Path, changes: list[str]) -> list[float]:
     base, tuned, scratch = (out / f"{name}-{architecture}-{seed}" for name in ("base", "tuned", "scratch"))
     pretraining, _ = timed("train.py", "configs/reviews.toml", f"data.source={text}", f"run.dir={base}", f"run.seed={seed}",
-                           f"model.architecture={architecture}", f"objective.name={OBJECTIVES[architecture]}")
+                           f"model.architecture={architecture}", *OBJECTIVES[architecture])
     tune = ["finetune.py", "configs/sst2.toml", f"base.run={base}", f"run.seed={seed}", *changes,
             *(f"data.{key}={data / f'sst2_{name}.txt'}" for key, name in
               (("source", "train"), ("val_source", "dev"), ("test_source", "test")))]

@@ -11,8 +11,15 @@ class UserError(Exception):
     """Something the user can mend. The message says what is wrong, where, and what to do."""
 
 
+class Stopped(Exception):
+    """Somebody asked for it; everything is saved."""
+
+
+STOPPED = 75  # exit code: sysexits.h calls it «try again later»
+
+
 def command(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a script's `main`: a UserError becomes one line on stderr and exit code 2."""
+    """Wrap a script's `main`: a UserError becomes one line on stderr and exit code 2, a stop that was asked for 75."""
 
     @functools.wraps(main)
     def run(*args, **kwargs) -> None:
@@ -24,6 +31,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             complain(str(error))
             sys.exit(2)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(STOPPED)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from minialpaca import parallel
 from minialpaca.errors import UserError, reason
 
 PLAIN_LINE_EVERY = 15.0  # seconds between plain progress lines where the output is no terminal
@@ -59,7 +60,7 @@ class PlainBar:
 
 def progress(name: str, total: int, unit: str, done: int = 0):
     """A tqdm bar with ETA on a terminal, plain lines elsewhere."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and parallel.is_first():
         return tqdm(total=total, initial=done, desc=name, unit=unit, unit_scale=unit == "B", dynamic_ncols=True)
     return PlainBar(total, name, unit, done)
 
@@ -123,6 +124,16 @@ class RunLog:
         with contextlib.suppress(OSError):  # every line was flushed as it came, or its fault was reported then
             self.file.close()
         self.board.close()
+
+
+class NoLog:
+    """Of the processes beside the first: nothing is written twice."""
+
+    def metrics(self, record: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def visible(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minialpaca import checkpoint, config, lock
+from minialpaca import checkpoint, config, lock, parallel
 from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.errors import UserError, reason
 from minialpaca.heads import backbone_weights
@@ -29,6 +29,10 @@ def opened(folder: Path, resume: str, mend: str = "set run.dir") -> Iterator[boo
 
     Where the input turns out faulty before `keep`, what was written so far goes again.
     """
+    if not parallel.is_first():  # the first one makes the folder, and lets the others follow when it is whole
+        parallel.meet()
+        yield True
+        return
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     before = set(folder.iterdir()) if folder.is_dir() else set()
     with contextlib.ExitStack() as stack:
@@ -94,7 +98,10 @@ def refuse_merged(folder: Path) -> None:
 
 def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
     """Write the resolved config and the tokenizer, where they are not there yet."""
+    if not parallel.is_first():
+        return
     if (folder / CONFIG).exists():
+        parallel.meet()
         return
     part, place = folder / (CONFIG + ".part"), folder / TOKENIZER
     try:
@@ -102,6 +109,7 @@ def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
         place = folder / CONFIG
         part.write_text(config.to_toml(settings), encoding="utf-8")
         os.replace(part, place)  # last: a folder with a config has its tokenizer
+        parallel.meet()
     except OSError as error:
         raise UserError(f"{place}: cannot be written: {reason(error)}") from None
 
@@ -270,7 +278,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"run.device = {name!r}: use auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
+    device = torch.device(name if name != "cuda" else f"cuda:{parallel.local_rank()}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"run.device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():

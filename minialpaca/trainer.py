@@ -9,18 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import checkpoint, precision, run
+from minialpaca import checkpoint, parallel, precision, run
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
 from minialpaca.data.order import raw
-from minialpaca.errors import UserError
-from minialpaca.log import RunLog, progress
+from minialpaca.errors import Stopped, UserError
+from minialpaca.log import NoLog, RunLog, progress
 from minialpaca.mend import mend
 from minialpaca.objectives import squared_norm
 from minialpaca.optim import build_adamw, clip_by_global_norm, global_norm, learning_rate
 from minialpaca.peft import Adapter
 from minialpaca.precision import LossScaler
+from minialpaca.signals import Stop, heard
 from minialpaca.tasks import Task
 
 Observer = Callable[[nn.Module, RunLog, int], None]  # shows sample answers and attention maps at an evaluation
@@ -52,6 +53,11 @@ def refuse_endless(train: TrainConfig, optim: OptimConfig, batches_per_epoch: in
             raise UserError(f"{name}: asks for more than 2⁵³ steps; give a number that comes to an end")
 
 
+def counted(batches: dict[int, Batch]) -> list[int]:
+    """Supervised tokens, texts and tokens, over the micro-batches of all processes."""
+    return parallel.summed([sum(getattr(batch, name) for batch in batches.values()) for name in ("n_supervised", "n_texts", "n_tokens")])
+
+
 def fetched(noted: Noted) -> dict[str, float]:
     """All of a step's numbers in one transfer: each by itself would make the host wait for the device."""
     dtype = functools.reduce(torch.promote_types, (value.dtype for value in noted.values()))
@@ -78,12 +84,13 @@ class Trainer:
         self.scaler = LossScaler() if self.policy.scales else None
         self.optimizer = build_adamw(model, optim)
         refuse_endless(train, optim, task.batches_per_epoch())
-        self.total_batches = (train.steps * train.accumulation if train.steps
-                              else max(1, round(train.epochs * task.batches_per_epoch())))
-        self.total_steps = math.ceil(self.total_batches / train.accumulation)
+        self.a_step = train.accumulation * parallel.size()  # micro-batches, of all processes
+        self.total_batches = train.steps * self.a_step if train.steps else max(1, round(train.epochs * task.batches_per_epoch()))
+        self.total_steps = math.ceil(self.total_batches / self.a_step)
         if adapter:
             adapter.refuse_patience(train.patience)
             adapter.start(self.total_steps)
+        self.stop = Stop()
         self.state = {"step": 0, "best": None, "evaluations_without_gain": 0, "stopped_early": False}
 
     # ── the whole run ────────────────────────────────────────────────────────────────────────────
@@ -95,8 +102,8 @@ class Trainer:
             print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
                   f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
         print(f"precision: {self.policy.name} ({self.policy.reason})")
-        with progress("training", self.total_steps, "steps", self.state["step"]) as bar:
-            self.log, self.bar = RunLog(self.folder, self.state["step"]), bar
+        with heard() as self.stop, progress("training", self.total_steps, "steps", self.state["step"]) as bar:
+            self.log, self.bar = RunLog(self.folder, self.state["step"]) if parallel.is_first() else NoLog(), bar
             try:
                 if self.state["step"] == 0:
                     self._after_step({"step": 0})
@@ -116,12 +123,13 @@ class Trainer:
     def _try_step(self) -> dict[str, float] | None:
         """One optimiser step over `accumulation` micro-batches; None where its gradient overflowed."""
         started, step = time.perf_counter(), self.state["step"]
-        batches = self._micro_batches(step)                                      # 1. the step's data
-        n_supervised = sum(batch.n_supervised for batch in batches)              # 2. one count for all of it
+        batches = self._micro_batches(step)                                      # 1. this process's part of the step's data
+        n_supervised, n_texts, n_tokens = counted(batches)                       # 2. counts of the whole step
         if n_supervised == 0:
-            raise UserError(f"step {step + 1}: no supervised token in its {len(batches)} micro-batches")
-        losses = self._backward(batches, n_supervised)                           # 3. clean and adversarial backward, scaled
-        penalties = self._backward_penalties()                                   # 4. the penalties' backward, once a step
+            raise UserError(f"step {step + 1}: no supervised token in its micro-batches")
+        losses = self._backward(batches, n_supervised, n_texts)                  # 3. clean and adversarial backward, scaled
+        losses = parallel.add_up(self.model.parameters(), losses)                # 4. all-reduce, once
+        penalties = self._backward_penalties()                                   #    the penalties' backward, once a step
         self._unscale(losses)                                                    # 5. unscale, once
         grad_norm = global_norm(self.model.parameters())                         # 6. how long the gradient is
         numbers = fetched({**losses, **penalties, "grad_norm": grad_norm})       #    (the step's one look at the device)
@@ -135,29 +143,29 @@ class Trainer:
         noted = self.adapter.after_update(step + 1) if self.adapter else {}      # 12. AdaLoRA's mask
         self.optimizer.zero_grad(set_to_none=True)                               # 13. forget the gradient
         self.state["step"] = step + 1
-        n_tokens, seconds = sum(batch.n_tokens for batch in batches), time.perf_counter() - started
-        return {"step": step + 1, **numbers, "lr": lr, "tokens_per_s": round(n_tokens / seconds, 1), **self._scale_noted(), **noted}
+        tokens_per_s = round(n_tokens / (time.perf_counter() - started), 1)
+        return {"step": step + 1, **numbers, "lr": lr, "tokens_per_s": tokens_per_s, **self._scale_noted(), **noted}
 
     # ── parts of a step ──────────────────────────────────────────────────────────────────────────
 
-    def _micro_batches(self, step: int) -> list[Batch]:
-        """The last step of a run may have fewer; it then counts its own tokens."""
-        first = step * self.train.accumulation
-        return [self.task.batch(i) for i in range(first, min(first + self.train.accumulation, self.total_batches))]
+    def _micro_batches(self, step: int) -> dict[int, Batch]:
+        """place in the step → micro-batch, dealt out to the processes; the last step of a run may have fewer."""
+        first = step * self.a_step
+        places = range(parallel.rank(), min(self.a_step, self.total_batches - first), parallel.size())
+        return {place: self.task.batch(first + place) for place in places}
 
-    def _backward(self, batches: list[Batch], n_supervised: int) -> Noted:
+    def _backward(self, batches: dict[int, Batch], n_supervised: int, n_texts: int) -> Noted:
         """Adds the gradient of Σ losses / n to .grad, micro-batch by micro-batch, each with its attack; returns what they came to."""
         self.model.train()
-        totals: Noted = {}
-        n_texts = sum(batch.n_texts for batch in batches)
-        for i, batch in enumerate(batches):
+        totals: Noted = dict.fromkeys(self.attack.notes, torch.zeros((), device=self.device))
+        for place, batch in batches.items():
             # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same, and an attack's passes too.
-            seed = int(raw(1, self.seed, self.state["step"], i, 3)[0] >> 1)
+            seed = int(raw(1, self.seed, self.state["step"], place, 3)[0] >> 1)
             passes = self._passes(batch.to(self.device), n_supervised, n_texts, seed)
             with precision.casting(self.policy.dtype):
                 noted = self.attack.backward(passes)
             for name, value in noted.items():
-                totals[name] = totals.get(name, 0.0) + value
+                totals[name] = totals[name] + value
         return totals
 
     def _passes(self, batch: Batch, n_supervised: int, n_texts: int, seed: int) -> Passes:
@@ -233,20 +241,31 @@ class Trainer:
         """Evaluate, log, save: in this order, so that a checkpoint never knows more than the log."""
         step, is_last = record["step"], record["step"] == self.total_steps
         improved, evaluated = False, step % self.train.eval_every == 0 or is_last
-        saved = evaluated or (self.train.save_every and step % self.train.save_every == 0)
+        stopping = self._asked_to_stop() and not is_last
+        saved = evaluated or stopping or (self.train.save_every and step % self.train.save_every == 0)
         if saved:
             self._refuse_broken_weights(step)
         if evaluated:
-            with precision.casting(self.policy.dtype):
-                record |= evaluate(self.model, self.task, self.device)
+            record |= parallel.from_first(self._evaluate)
             if not math.isfinite(record["val_loss"]):
                 raise self._diverged(step, f"validation loss {record['val_loss']}", "saved")
             improved = self._judge(record[self.train.best_by], self.adapter is None or self.adapter.may_be_best(step))
-            self.observe(self.model, self.log, step)
+            if parallel.is_first():
+                self.observe(self.model, self.log, step)
         self.log.metrics(record)
         self._show(record, improved)
-        if saved:
+        if saved and parallel.is_first():
             self._save(improved)
+        if stopping:
+            raise Stopped(f"stopped after step {step:,} of {self.total_steps:,}, which is saved; the same command goes on from there")
+
+    def _asked_to_stop(self) -> bool:
+        """Any process, and then all of them."""
+        return parallel.summed([bool(self.stop.asked)])[0] > 0
+
+    def _evaluate(self) -> dict[str, float]:
+        with precision.casting(self.policy.dtype):
+            return evaluate(self.model, self.task, self.device)
 
     def _judge(self, value: float, eligible: bool = True) -> bool:
         best, lower = self.state["best"], self.train.best_by == "val_loss"
@@ -281,7 +300,7 @@ class Trainer:
                         best=improved)
 
     def _resume(self) -> None:
-        mend(self.folder)
+        parallel.from_first(lambda: mend(self.folder))
         place = checkpoint.find(self.folder)
         if place is None:
             return
@@ -300,4 +319,6 @@ class Trainer:
             self.state = {key: saved[key] for key in self.state}
         done = self.state["step"] >= self.total_steps or self.state["stopped_early"]
         print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if done else 'going on'}")
-        checkpoint.clean(self.folder)  # a kill after the last save leaves the folder before it
+        parallel.meet()  # all have read it
+        if parallel.is_first():
+            checkpoint.clean(self.folder)  # a kill after the last save leaves the folder before it

@@ -703,7 +703,7 @@ of("trainer:Trainer._try_step", "test_trainer.py::test_a_step_is_adamw_on_the_cl
    ("self._set_lr(step)", "self._set_lr(step + 1)"),
    ("self.optimizer.step()", "None"),
    ("self.optimizer.zero_grad(set_to_none=True)                               # 13", "None  # 13"),
-   ("n_supervised = sum(batch.n_supervised for batch in batches)", "n_supervised = batches[-1].n_supervised",
+   ("n_supervised, n_texts, n_tokens = counted(batches)", "n_supervised, n_texts, n_tokens = counted({0: batches[0]})",
     "test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens"))
 
 of("precision:LossScaler.update", "test_precision.py::test_the_scale_by_pencil",
@@ -739,6 +739,10 @@ of("precision:as_before", "test_precision.py::test_layers_computed_again_are_com
 of("precision:_cast", "test_precision.py::test_an_inner_dtype_decides_and_an_exception_leaves_nothing_behind",
    ("value.to(active())", "value.to(torch.bfloat16)"))
 
+of("trainer:Trainer._micro_batches", "test_trainer.py::test_a_step_does_not_depend_on_how_it_is_split_into_micro_batches",
+   ("first + place", "place"),
+   ("min(self.a_step", "min(1"))
+
 of("trainer:Trainer._passes",
    "test_trainer.py::test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens",
    ("(self.scale / n_supervised)", "self.scale"),
@@ -749,10 +753,10 @@ of("trainer:Trainer._passes",
 
 of("trainer:Trainer._backward",
    "test_trainer.py::test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens",
-   ("totals.get(name, 0.0) + value", "value"),
+   ("totals[name] + value", "value"),
    ("n_supervised, n_texts, seed)", "n_supervised * len(batches), n_texts, seed)"),
    ("n_supervised, n_texts, seed)", "max(1, batch.n_supervised), n_texts, seed)"),  # a mean of means
-   ("self.seed, self.state[\"step\"], i", "self.seed, 0, 0",
+   ("self.seed, self.state[\"step\"], place", "self.seed, 0, 0",
     "test_dropout_differs_between_steps_and_between_micro_batches"))
 
 of("optim:build_adamw", "test_optim.py::test_adamw_steps_are_the_papers",

@@ -38,12 +38,17 @@ class Passes:
 
 
 class Attack(Protocol):
+    notes: tuple[str, ...]
+    """What `backward` hands back, by name."""
+
     def backward(self, passes: Passes) -> Noted:
         """Adds the gradient of L_train to .grad. Hands back `loss` = L, and `adversarial_loss` = L at e + r."""
 
 
 class Clean:
     """No attack: L_train = L."""
+
+    notes = ("loss",)
 
     def backward(self, passes: Passes) -> Noted:
         clean = passes.loss()
@@ -53,6 +58,8 @@ class Clean:
 
 class OnOutputs:
     """Attacks on the embedding's outputs; a subclass says how r is found."""
+
+    notes = ("loss", "adversarial_loss", "attacks_skipped")
 
     def __init__(self, embedding: nn.Embedding, cfg: AdversarialConfig):
         self.embedding, self.cfg = embedding, cfg
@@ -69,6 +76,10 @@ class OnOutputs:
         (self.cfg.adversarial_weight * adversarial).backward()
         return {"loss": clean, "adversarial_loss": adversarial.detach(), "attacks_skipped": (~usable(g_BTD)).sum()}
 
+    def find(self, passes: Passes) -> Tensor:
+        """r of these texts for a model that is not being trained: no parameter's gradient is touched."""
+        return self.perturbation(passes, self._gradient_at(passes, None))
+
     def perturbation(self, passes: Passes, g_BTD: Tensor) -> Tensor:
         """r, given the clean pass's gradient."""
         raise NotImplementedError
@@ -83,8 +94,8 @@ class OnOutputs:
             clean.backward(inputs=seen.outputs)
         return clean.detach(), on_real(seen, passes.real_BT)
 
-    def _gradient_at(self, passes: Passes, r_BTD: Tensor) -> Tensor:
-        """∂L/∂e at e + r; no parameter's gradient is computed."""
+    def _gradient_at(self, passes: Passes, r_BTD: Tensor | None) -> Tensor:
+        """∂L/∂e at e + r, or at e; no parameter's gradient is computed."""
         with perturbed(self.embedding, r_BTD) as seen:
             there = passes.loss()
         there.backward(inputs=seen.outputs)
@@ -124,6 +135,8 @@ class FreeLB:
 
     Every pass on the way up trains, none is spent on searching alone; δ₀ is drawn. Zhu et al. 2020, algorithm 1.
     """
+
+    notes = ("loss", "attacks_skipped")
 
     def __init__(self, embedding: nn.Embedding, cfg: AdversarialConfig):
         self.embedding, self.cfg = embedding, cfg

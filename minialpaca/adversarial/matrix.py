@@ -35,6 +35,8 @@ class Matrix:
     L_train = c L(W) + a L(W + r).
     """
 
+    notes = ("loss", "adversarial_loss", "attacks_skipped")
+
     def __init__(self, embedding: nn.Embedding, cfg: AdversarialConfig, tied: bool):
         self.weight, self.cfg = embedding.weight, cfg
         if tied and not cfg.tied:

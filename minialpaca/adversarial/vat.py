@@ -13,6 +13,8 @@ from minialpaca.objectives import kl_sum
 
 
 class VAT:
+    notes = ("loss", "virtual_loss", "attacks_skipped")
+
     def __init__(self, embedding: nn.Embedding, cfg: AdversarialConfig):
         self.embedding, self.cfg = embedding, cfg
 

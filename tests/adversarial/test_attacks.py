@@ -227,6 +227,14 @@ def test_an_infinite_gradient_skips_the_attack_of_its_example_alone():
     assert noted["attacks_skipped"] == 1 and lengths == pytest.approx([EPS, 0.0, EPS])
 
 
+@pytest.mark.parametrize("method", ["fgm", "fgsm", "pgd"])
+def test_a_perturbation_can_be_found_without_training(method):
+    model, batch = tiny.model().double(), collate(ROWS, PAD)
+    r_BTD = attack(model, method).find(Passes(loss_of(model, batch), batch.embedded_BT, 0))
+    assert all(p.grad is None for p in model.parameters())
+    torch.testing.assert_close(r_BTD, perturbation(model, batch, method), rtol=1e-9, atol=1e-12)
+
+
 # ── nothing is left behind ───────────────────────────────────────────────────────────────────────
 
 

@@ -1,0 +1,54 @@
+"""Two processes with different numbers of tokens do what one does with all of them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from running import ROOT, json_lines
+from two_ranks import COMBINATIONS, weights_of
+
+from minialpaca import parallel
+
+
+def torchrun(*arguments, cwd=ROOT):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks")
+    done = torchrun(ROOT / "tests" / "two_ranks.py", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("adapter, attack", COMBINATIONS)
+def test_two_processes_equal_one_on_the_joined_batch(together, tmp_path, adapter, attack):
+    weights, records = weights_of(tmp_path, adapter, attack)
+    for found, noted in (rank[f"{adapter}-{attack}"] for rank in together):
+        for name, tensor in weights.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-10, msg=name)
+        for one, other in zip(records, noted, strict=True):
+            assert other == pytest.approx(one, rel=1e-9, abs=1e-12)
+
+
+def test_torchrun_trains_one_run_and_goes_on_with_it(pretrain_command, tmp_path):
+    """The log has each step once, and the same command again, in one process, goes on as if it had been two."""
+    folder = tmp_path / "run"
+    command = [*pretrain_command, f"run.dir={folder}", "train.accumulation=1", "train.save_every=1"]
+    done = torchrun(ROOT / "train.py", *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("best validation loss") == 1
+    steps = [record["step"] for record in json_lines(folder / "metrics.jsonl")]
+    assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+def test_alone_nothing_travels():
+    assert (parallel.rank(), parallel.size(), parallel.is_first()) == (0, 1, True)
+    assert parallel.summed([3, 4]) == [3, 4] and parallel.from_first(lambda: 7) == 7
+    numbers = {"loss": torch.ones(())}
+    assert parallel.add_up([], numbers) is numbers

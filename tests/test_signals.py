@@ -1,0 +1,61 @@
+"""Asked to stop: the step ends, is saved, and the same command goes on as if nothing had been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from running import ROOT, json_lines
+
+from minialpaca import checkpoint, signals
+
+COUNTED = ("step", "loss", "lr", "grad_norm", "val_loss")
+
+
+def lines(folder):
+    return [{k: r[k] for k in COUNTED if k in r} for r in json_lines(folder / "metrics.jsonl")]
+
+
+def started(command, folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *command, f"run.dir={folder}"], env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder, step, process):
+    for _ in range(600):
+        with_steps = folder / "metrics.jsonl"
+        if with_steps.exists() and len(with_steps.read_text().splitlines()) > step:
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    raise AssertionError("no step was taken")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_the_step_and_goes_on_as_if_it_had_not(pretrain_command, tmp_path, number):
+    command = [*pretrain_command, "train.steps=600", "train.eval_every=1000"]
+    process = started(command, tmp_path / "run")
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75 and f"{number.name}: the step will end" in said and "stopped after step" in said
+    state = checkpoint.read_state(checkpoint.find(tmp_path / "run"))
+    steps = lines(tmp_path / "run")
+    assert 3 <= state["step"] == steps[-1]["step"] < 600
+    end = [*command, f"train.steps={600}"]
+    assert started(end, tmp_path / "run").wait(120) == 0
+    assert started(end, tmp_path / "straight").wait(120) == 0
+    assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+
+
+def test_handlers_are_put_back_and_the_second_signal_interrupts():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), signals.heard() as stop:
+        assert not stop.asked
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked == "SIGTERM"
+        os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

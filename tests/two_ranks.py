@@ -1,0 +1,51 @@
+"""What torchrun's processes do together, for test_parallel.py: some steps of every combination; the first writes the weights.
+
+    torchrun --nproc-per-node 2 tests/two_ranks.py OUT
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch
+from test_trainer import MODEL, Ragged, ragged
+
+from minialpaca import parallel
+from minialpaca.adversarial import attack_on
+from minialpaca.config import AdapterConfig, AdversarialConfig, ModelConfig, OptimConfig, TrainConfig
+from minialpaca.model import Transformer
+from minialpaca.peft import apply
+from minialpaca.trainer import Trainer
+
+ADAPTERS = {"full": None, "lora": AdapterConfig("lora", rank=2), "adalora": AdapterConfig("adalora", rank=2, target_rank=1.0, interval=1)}
+ATTACKS = {"clean": AdversarialConfig(), "fgm": AdversarialConfig("fgm", 0.2)}
+COMBINATIONS = [(adapter, attack) for adapter in ADAPTERS for attack in ATTACKS]
+STEPS, A_STEP = 6, 4  # micro-batches of a step, of all processes; the last step has three
+
+
+def weights_of(folder: Path, adapter: str, attack: str) -> tuple[dict, list[dict]]:
+    """After `STEPS` steps, and what was logged of each."""
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.2})).double()
+    cfg = ADAPTERS[adapter]
+    found = apply(model, cfg) if cfg else None
+    trainer = Trainer(model, Ragged(ragged(46), 2), OptimConfig(lr=0.01, warmup_steps=2, clip_norm=0.5),
+                      TrainConfig(epochs=1, accumulation=A_STEP // parallel.size(), eval_every=100), 0, folder,
+                      adapter=found, attack=attack_on(model.embed, ATTACKS[attack], False), l2=0.001)
+    assert trainer.total_steps == STEPS
+    records = [trainer.take_step() for _ in range(STEPS)]
+    return model.state_dict(), [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records]
+
+
+def main(out: Path) -> None:
+    with parallel.joined():
+        assert parallel.size() == 2 and parallel.summed([1 + parallel.rank(), 5]) == [3, 10]
+        assert parallel.from_first(lambda: f"said by {parallel.rank()}") == "said by 0"
+        found = {"-".join(c): weights_of(out, *c) for c in COMBINATIONS}
+        torch.save(found, out / f"rank-{parallel.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
