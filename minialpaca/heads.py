@@ -18,12 +18,15 @@ def pool(hidden_BTD: Tensor, real_BT: Tensor, how: str) -> Tensor:
         last    h_b = hidden_{b, max R_b}
         first   h_b = hidden_{b, min R_b}
         mean    h_b = 1/|R_b| Σ_{t ∈ R_b} hidden_bt
+        max     h_bd = max_{t ∈ R_b} hidden_btd
 
     Wherever the padding is; each row needs one real token. The last *token id* that is no padding would be another
     place where the padding's id is also the id of a token.
     """
     if how == "mean":
         return hidden_BTD.masked_fill(~real_BT[..., None], 0.0).sum(1) / real_BT.sum(1, keepdim=True)
+    if how == "max":
+        return hidden_BTD.masked_fill(~real_BT[..., None], -torch.inf).amax(1)
     t_T = torch.arange(real_BT.shape[1], device=real_BT.device)
     if how == "last":
         place_B = t_T.masked_fill(~real_BT, -1).amax(-1)

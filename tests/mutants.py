@@ -536,7 +536,10 @@ of("heads:pool", "test_heads.py::test_pool_is_the_papers_words",
    (".masked_fill(~real_BT[..., None], 0.0)", ""),
    ("t_T.masked_fill(~real_BT, -1).amax(-1)", "real_BT.sum(-1) - 1"),  # right where padding is on the right
    ("t_T.masked_fill(~real_BT, -1).amax(-1)", "torch.full((len(real_BT),), len(t_T) - 1)"),
-   ("masked_fill(~real_BT, real_BT.shape[1]).amin", "masked_fill(~real_BT, 0).amin"))
+   ("masked_fill(~real_BT, real_BT.shape[1]).amin", "masked_fill(~real_BT, 0).amin"),
+   ("-torch.inf).amax(1)", "-torch.inf).amax(2)"),
+   ("-torch.inf).amax(1)", "0.0).amax(1)"),
+   (".masked_fill(~real_BT[..., None], -torch.inf)", ""))
 
 of("heads:Classifier.forward", "test_heads.py::test_a_head_is_the_pooled_state_times_its_matrix",
    ("hidden(tokens_BT, real_BT)", "hidden(tokens_BT)"),

@@ -253,6 +253,8 @@ def pooled(hidden: list[list[float]], real: list[bool], how: str) -> list[float]
     places = [t for t in range(len(real)) if real[t]]
     if how == "mean":
         return [math.fsum(hidden[t][d] for t in places) / len(places) for d in range(len(hidden[0]))]
+    if how == "max":
+        return [max(hidden[t][d] for t in places) for d in range(len(hidden[0]))]
     return hidden[places[0] if how == "first" else places[-1]]
 
 

@@ -276,7 +276,7 @@ IMPOSSIBLE = {
                         "xi": [0.0, math.inf, math.nan], "power_iterations": [0, 1001], "unlabelled": [("",)]},
     ClassesConfig: {"text": [()], "labels": [(), ("a", "a")], "several": [("x",)], "separator": [""],
                     "test_fraction": [1.0, -0.1, math.nan], "leaks": ["", "warn"], "over_long": ["drop", ""],
-                    "pooling": ["max", ""], "encoding": ["utf-9", "", "base64", "a\0b"]},
+                    "pooling": ["median", ""], "encoding": ["utf-9", "", "base64", "a\0b"]},
     SampleConfig: {"count": [-1], "max_new_tokens": [0]},
 }
 

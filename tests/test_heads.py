@@ -9,7 +9,8 @@ from spelled import listed
 from minialpaca.heads import Classifier, backbone_weights, pool
 from minialpaca.optim import roles
 
-WAYS = [("decoder", "last"), ("decoder", "mean"), ("encoder", "first"), ("encoder", "mean"), ("encoder", "last")]
+WAYS = [("decoder", "last"), ("decoder", "mean"), ("encoder", "first"), ("encoder", "mean"), ("encoder", "last"),
+        ("decoder", "max"), ("encoder", "max")]
 REAL = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 1]]).bool()
 
 
@@ -28,14 +29,14 @@ def placed(ids: list[int], at: list[int], width: int, pad: int) -> tuple[torch.T
 # ── pool ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("how", ["last", "first", "mean"])
+@pytest.mark.parametrize("how", ["last", "first", "mean", "max"])
 def test_pool_is_the_papers_words(how):
     hidden = tiny.normal(5, 5, 7)
     expected = [spelled.pooled(h, r, how) for h, r in zip(listed(hidden), REAL.tolist())]
     torch.testing.assert_close(pool(hidden, REAL, how), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("how", ["last", "first", "mean"])
+@pytest.mark.parametrize("how", ["last", "first", "mean", "max"])
 def test_what_stands_on_padding_does_not_matter_even_where_it_is_no_number(how):
     hidden = tiny.normal(5, 5, 7).requires_grad_()
     spoilt = hidden.masked_fill(~REAL[..., None], float("nan"))
@@ -46,8 +47,8 @@ def test_what_stands_on_padding_does_not_matter_even_where_it_is_no_number(how):
 
 
 def test_an_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match="max"):
-        pool(tiny.normal(5, 5, 7), REAL, "max")
+    with pytest.raises(ValueError, match="median"):
+        pool(tiny.normal(5, 5, 7), REAL, "median")
 
 
 # ── the classifier ───────────────────────────────────────────────────────────────────────────────

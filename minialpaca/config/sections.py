@@ -280,7 +280,7 @@ class ClassesConfig:
     over_long: str = "truncate"
     """What happens to a text longer than the context: `truncate` (its end is cut) or `raise`."""
     pooling: str = "auto"
-    """Where a text's vector is read: the `last` real token, the `first` (not in a decoder, which has seen nothing there) or the `mean` of all; `auto` is last in a decoder, mean in an encoder."""
+    """Where a text's vector is read: the `last` real token, the `first` (not in a decoder, which has seen nothing there) the `mean` of all, or in each coordinate the `max`; `auto` is last in a decoder, mean in an encoder."""
 
     def __post_init__(self):
         _check(self, {
@@ -292,7 +292,7 @@ class ClassesConfig:
             "test_fraction": (0 <= self.test_fraction < 1, "must lie in 0 … 1"),
             "leaks": (self.leaks in ("drop", "keep", "raise"), "use drop, keep or raise"),
             "over_long": (self.over_long in ("truncate", "raise"), "use truncate or raise"),
-            "pooling": (self.pooling in ("auto", "last", "first", "mean"), "use auto, last, first or mean"),
+            "pooling": (self.pooling in ("auto", "last", "first", "mean", "max"), "use auto, last, first, mean or max"),
             "encoding": (_is_encoding(self.encoding), "is no encoding that Python knows; e.g. utf-8, windows-1252, gb18030"),
         })
 

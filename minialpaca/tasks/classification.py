@@ -127,8 +127,8 @@ def pooling_of(settings: FinetuneConfig) -> str:
     """`auto` is the last token where attention looks back, and the mean where it looks both ways."""
     is_encoder = settings.model.architecture == "encoder"
     if settings.classes.pooling == "first" and not is_encoder:
-        raise UserError("classes.pooling = 'first': a decoder's first token has seen nothing of the text; use last or "
-                        "mean")
+        raise UserError("classes.pooling = 'first': a decoder's first token has seen nothing of the text; use last, "
+                        "mean or max")
     return {"auto": "mean" if is_encoder else "last"}.get(settings.classes.pooling, settings.classes.pooling)
 
 

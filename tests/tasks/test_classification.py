@@ -110,7 +110,7 @@ def test_the_gradient_of_a_step_is_the_loops(source, architecture, pooling):
 
 # ── measuring ────────────────────────────────────────────────────────────────────────────────────
 
-WAYS = [("decoder", "last"), ("encoder", "first"), ("encoder", "mean")]
+WAYS = [("decoder", "last"), ("encoder", "first"), ("encoder", "mean"), ("encoder", "max")]
 
 
 def fill_left(rows, pad):
