@@ -309,6 +309,8 @@ def test_a_step_of_virtual_training_weighs_every_text_alike(source, tmp_path):
     found = []
 
     class Watching:
+        notes = ("loss",)
+
         def backward(self, passes):
             found.append([(view.share, len(view.real_BT)) for view in passes.views])
             passes.loss().backward()
