@@ -209,7 +209,7 @@ def test_numbered_columns_need_numbers(tmp_path):
 @pytest.mark.parametrize("change, said", [
     ({"text": ("a",), "labels": ("a",)}, "classes.text"), ({"labels": ()}, "classes.labels"),
     ({"labels": ("a", "a")}, "each once"), ({"several": ("x",)}, "classes.several"),
-    ({"encoding": "klingon"}, "no encoding"), ({"pooling": "max"}, "classes.pooling"),
+    ({"encoding": "klingon"}, "no encoding"), ({"pooling": "median"}, "classes.pooling"),
     ({"separator": ""}, "classes.separator"), ({"test_fraction": 1.0}, "classes.test_fraction"),
 ])
 def test_impossible_settings_are_refused(change, said):
