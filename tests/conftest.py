@@ -1,8 +1,11 @@
 """What the whole suite shares: a small vocabulary, and two tiny runs made once by the scripts themselves."""
 
 import json
+import os
 import random
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is multiplied here is tiny, and two test workers share two cores
 
 import axes
 import pytest

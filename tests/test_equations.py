@@ -94,7 +94,7 @@ def test_a_formula_survives_markdown(row):
     assert not re.search(r"\\[^a-zA-Z]|[)}]_|[<>*]", row.formula)
 
 
-@pytest.mark.parametrize(("equation", "places"), sorted(citations().items()), ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("equation", "places"), [pytest.param(*cited, id=cited[0]) for cited in sorted(citations().items())])
 def test_what_a_docstring_cites_has_a_row_that_names_its_function(equation, places):
     rows = [row for row in ROWS if row.id == equation]
     assert rows, f"[{equation}] is cited by {sorted(places)}; give it a row in docs/EQUATIONS.md"
