@@ -25,7 +25,8 @@ from minialpaca.evaluate import answer_rows, write_marks
 from minialpaca.log import table
 from minialpaca.model import Transformer
 from minialpaca.observe import Observer, observer
-from minialpaca.peft import trained_rows
+from minialpaca.peft import AdaLoRA, trained_rows
+from minialpaca.peft.ranks import RankObserver
 from minialpaca.report import ClassObserver, class_table, write_class_marks
 from minialpaca.tasks.classification import Classification, judge, truths
 from minialpaca.tasks.instruction import Instruction
@@ -50,8 +51,9 @@ def main(arguments: list[str]) -> None:
         model = (classify.classifier(settings, backbone, task.groups) if labels else backbone).to(device)
         adapter = run.adapted(model, backbone, settings)
         watch = ClassObserver(task) if labels else questioner(settings, task, tokenizer)
+        shown = RankObserver(watch, adapter) if isinstance(adapter, AdaLoRA) else watch
         attack = attack_on(backbone.embed, settings.adversarial, settings.model.tie_embeddings and not labels)
-        trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2,
+        trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, shown, settings.loss.l2,
                           adapter, attack)
         if labels:
             classify.keep_labels(folder, task.groups)

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,10 @@ def table(rows: list[tuple], heads: tuple[str, ...]) -> str:
     numeric = [bool(rows) and not isinstance(rows[0][i], str) for i in range(len(heads))]
     return "\n".join("  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric)).rstrip()
                      for row in cells)
+
+
+def markdown(rows: Sequence[Sequence], heads: Sequence[str]) -> str:
+    """The same for TensorBoard."""
+    told = [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    cells = [heads, ["---"] * len(heads), *told]
+    return "\n".join("| " + " | ".join(c.replace("|", "&#124;") for c in row) + " |" for row in cells)

@@ -1,7 +1,6 @@
 """What a classifier got right: tables, confusion matrices as pictures, predictions as files."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from minialpaca.data.files import write_whole
 from minialpaca.data.texts import Group, TextExamples
-from minialpaca.log import RunLog, table
+from minialpaca.log import RunLog, markdown, table
 from minialpaca.metrics import accuracy, class_marks, confusion, macro_f1
 from minialpaca.observe import colour
 from minialpaca.tasks.classification import Classification, Judged, truths
@@ -40,12 +39,6 @@ def class_rows(group: Group, right_NC: Tensor, said_NC: Tensor) -> list[tuple]:
 def class_table(group: Group, right_NC: Tensor, said_NC: Tensor, split: str) -> str:
     heads = (f"{split}, {group.name}", *CLASS_HEADS)
     return f"{table(class_rows(group, right_NC, said_NC), heads)}\naccuracy {accuracy(right_NC, said_NC):.4f}"
-
-
-def markdown(rows: Sequence[Sequence], heads: Sequence[str]) -> str:
-    told = [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
-    cells = [heads, ["---"] * len(heads), *told]
-    return "\n".join("| " + " | ".join(c.replace("|", "&#124;") for c in row) + " |" for row in cells)
 
 
 # ── the confusion matrix ─────────────────────────────────────────────────────────────────────────

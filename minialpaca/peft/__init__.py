@@ -20,7 +20,7 @@ from minialpaca.peft.ia3 import IA3
 from minialpaca.peft.lora import DoRA, LoRA
 from minialpaca.peft.virtual import Prefix, Prompt
 
-__all__ = ["METHODS", "Adapter", "active", "apply", "trained_rows", "use"]
+__all__ = ["METHODS", "AdaLoRA", "Adapter", "active", "apply", "trained_rows", "use"]
 
 METHODS: dict[str, type[Adapter]] = {
     "freeze": Freeze, "bitfit": BitFit, "lora": LoRA, "dora": DoRA, "houlsby": Houlsby, "adalora": AdaLoRA, "ia3": IA3,

@@ -248,6 +248,22 @@ def test_ranks_are_logged_as_they_fall(finetune_command, tmp_path):
     assert all("orthogonality" in r for r in json_lines(folder / "metrics.jsonl") if "loss" in r)
 
 
+def test_ranks_are_shown_at_each_evaluation(finetune_command, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    tune(finetune_command, folder, *command("adalora"))
+    board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
+    board.Reload()
+    evaluated = [r["step"] for r in json_lines(folder / "metrics.jsonl") if "val_loss" in r]
+    assert [event.step for event in board.Images("ranks")] == evaluated == [e.step for e in board.Tensors("ranks/text_summary")]
+    last = {k[5:]: v for r in json_lines(folder / "metrics.jsonl") for k, v in r.items() if k.startswith("rank/")}
+    heads, _, *rows = board.Tensors("ranks/text_summary")[-1].tensor_proto.string_val[0].decode().splitlines()
+    matrices = [name.strip() for name in heads.split("|")[2:-1]]
+    told = {f"{row.split('|')[1].strip()}.{matrix}": int(cell) for row in rows for matrix, cell in zip(matrices, row.split("|")[2:])}
+    assert told == last and len(last) == 7
+
+
 def test_the_difference_that_merging_tells_is_not_dropouts(finetune_command, tmp_path, monkeypatch):
     tune(finetune_command, tmp_path / "run", *command("lora", "adapter.dropout=0.5", "optim.lr=0.05"))
     outcome = module(merge.main, monkeypatch, tmp_path / "run", tmp_path / "out")
