@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import checkpoint, parallel, precision, run
+from minialpaca import checkpoint, determinism, parallel, precision, run
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
@@ -79,6 +79,7 @@ class Trainer:
         refuse_unmeasured(train, task)
         self.seed, self.folder, self.observe = seed, folder, observe
         self.device = next(model.parameters()).device
+        determinism.prepare(train.deterministic, self.device)
         precision.refuse_short_weights(model)
         self.policy = precision.policy(train.precision, self.device)
         self.scaler = LossScaler() if self.policy.scales else None
@@ -102,16 +103,21 @@ class Trainer:
             print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
                   f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
         print(f"precision: {self.policy.name} ({self.policy.reason})")
-        with heard() as self.stop, progress("training", self.total_steps, "steps", self.state["step"]) as bar:
+        with determinism.explained(), heard() as self.stop, progress("training", self.total_steps, "steps", self.state["step"]) as bar:
             self.log, self.bar = RunLog(self.folder, self.state["step"]) if parallel.is_first() else NoLog(), bar
             try:
+                if self.train.deterministic and not self._done():
+                    determinism.try_out(self._next_backward, self.model.parameters())
                 if self.state["step"] == 0:
                     self._after_step({"step": 0})
-                while self.state["step"] < self.total_steps and not self.state["stopped_early"]:
+                while not self._done():
                     self._after_step(self.take_step())
             finally:
                 self.log.close()
         return self.state
+
+    def _done(self) -> bool:
+        return self.state["step"] >= self.total_steps or self.state["stopped_early"]
 
     def take_step(self) -> dict[str, float]:
         """One optimiser step; one whose gradient overflowed is taken again at a lower loss scale, and nothing else moved."""
@@ -177,6 +183,12 @@ class Trainer:
         views = [View(functools.partial(seeded, says), real, self.scale / n_texts) for says, real in self.task.views(self.model, batch)]
         return Passes(lambda: seeded(lambda: self.task.loss_sum(self.model, batch) * (self.scale / n_supervised)),
                       batch.embedded_BT, seed, views)
+
+    def _next_backward(self) -> None:
+        """The next step's, as often as one likes: nothing but .grad knows of it."""
+        batches = self._micro_batches(self.state["step"])
+        n_supervised, n_texts, _ = counted(batches)
+        self._backward(batches, n_supervised, n_texts)
 
     def _backward_penalties(self) -> dict[str, Tensor]:
         """Adds the gradients of λ‖θ‖₂² (θ being all that is trained; a tied matrix counts once) and of the adapter's term."""
@@ -295,6 +307,7 @@ class Trainer:
         checkpoint.save(self.folder, self.state["step"],
                         {"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},
                         {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
+                         "surroundings": determinism.surroundings(self.device),
                          **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
                          **(self.adapter.facts() if self.adapter else {})},
                         best=improved)
@@ -312,13 +325,14 @@ class Trainer:
         if saved["data"] != self.task.data_sha256:
             raise UserError(f"{self.folder}: the data are not those that this run began with; put them back, or choose "
                             "another run.dir for the new ones")
+        if self.train.deterministic:
+            determinism.refuse_others(saved.get("surroundings", {}), self.device, str(place))
         checkpoint.restore(place, "optimizer", self.optimizer)
         if self.scaler and "scaler" in saved:
             self.scaler.load_state_dict(saved["scaler"])
         if saved["step"]:  # step 0 is evaluated once more, and judged as if for the first time
             self.state = {key: saved[key] for key in self.state}
-        done = self.state["step"] >= self.total_steps or self.state["stopped_early"]
-        print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if done else 'going on'}")
+        print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if self._done() else 'going on'}")
         parallel.meet()  # all have read it
         if parallel.is_first():
             checkpoint.clean(self.folder)  # a kill after the last save leaves the folder before it

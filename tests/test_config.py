@@ -294,7 +294,7 @@ def test_every_field_that_can_be_impossible_is_in_the_table():
     assert free == {"CorpusConfig.val_source", "CorpusConfig.text_field", "InstructionConfig.val_source",
                     "InstructionConfig.test_source", "TokenizerConfig.path", "ModelConfig.tie_embeddings",
                     "SampleConfig.prompts", "ClassesConfig.lines", "ClassesConfig.header", "ClassesConfig.quotes",
-                    "TrainConfig.recompute", "AdapterConfig.rank_stabilised", "AdversarialConfig.tied"}
+                    "TrainConfig.recompute", "TrainConfig.deterministic", "AdapterConfig.rank_stabilised", "AdversarialConfig.tied"}
 
 
 # ── adapters ─────────────────────────────────────────────────────────────────────────────────────

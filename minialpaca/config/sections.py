@@ -514,6 +514,8 @@ class TrainConfig:
     """Validation batches in one evaluation, always the same ones; 0 takes all."""
     precision: str = "auto"
     """What products of matrices are computed in: `fp32`, `bf16`, `fp16` (with loss scaling), or `auto`: bf16 where a GPU computes it natively, fp16 on older ones, fp32 elsewhere. Weights, gradients and sums are fp32 in any case."""
+    deterministic: bool = False
+    """Equal bits or none: only algorithms whose sums do not depend on timing (slower on a GPU), tried out before the first step; continued in the same surroundings only."""
     recompute: bool = False
     """Whether layers keep nothing but their input and are computed again on the way back (activation checkpointing): less memory, a third more time, the same numbers."""
     save_every: int = 0
