@@ -80,7 +80,7 @@ class RunLog:
         try:
             self._forget_after(step)
             self.file = open(self.path, "a", encoding="utf-8")
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
         except OSError as error:
             raise UserError(f"{folder}: the log cannot be written: {reason(error)}") from None
 

@@ -100,6 +100,7 @@ def straight(commands, tmp_path_factory):
 @pytest.mark.parametrize("script, moment, number, at", [
     ("train", "log", 34, 28),        # after step 33 was logged; the last checkpoint is of step 28
     ("train", "log", 29, 21),        # step 28 is logged, and its checkpoint not yet written
+    ("train", "log", 5, 0),          # only what was there before the first step is saved
     ("train", "point", 5, 14),       # step 20 is the new best and `best` points at it, `last` not yet
     ("finetune", "log", 34, 28),
     ("finetune", "sync", 50, None),  # in the middle of writing a checkpoint
@@ -110,7 +111,7 @@ def test_a_killed_run_started_again_equals_the_one_left_alone(straight, commands
     done = own_process(DYING, [script, moment, str(number), *arguments])
     assert done.returncode == -9, done.stderr
     before = checkpoint.read_state(checkpoint.find(tmp_path / "run"))["step"]
-    assert 0 < before < 60 and (at is None or before == at)
+    assert 0 < before < 60 if at is None else before == at
     shown = [step for step, _ in curves(tmp_path / "run")["loss"]]
     assert shown[:before] == list(range(1, before + 1))  # a checkpoint never knows more than the curves
     while int(time.time()) <= max(int(f.name.split(".")[3]) for f in (tmp_path / "run" / "tensorboard").iterdir()):
@@ -118,6 +119,7 @@ def test_a_killed_run_started_again_equals_the_one_left_alone(straight, commands
     outcome = in_process(main, arguments)
     assert outcome.code == 0 and f"step {before} of 60, going on" in outcome.out, outcome.err
     assert_equal_runs(straight[script], tmp_path / "run")
+    assert curves(straight[script]) == curves(tmp_path / "run")  # no point twice, none missing
     assert curves(tmp_path / "run") == curves(straight[script])
     again = in_process(main, arguments)  # and once more: there is nothing left to do
     assert again.code == 0 and "step 60 of 60, finished" in again.out

@@ -197,8 +197,8 @@ def test_the_orthogonality_term_is_the_papers_two_squared_norms():
     total = 0.0
     for i in range(3):
         for j in range(3):
-            total += (sum(float(P[o, i] * P[o, j]) for o in range(6)) - (i == j)) ** 2
-            total += (sum(float(Q[i, k] * Q[j, k]) for k in range(11)) - (i == j)) ** 2
+            total += (sum(P[o, i].item() * P[o, j].item() for o in range(6)) - (i == j)) ** 2
+            total += (sum(Q[i, k].item() * Q[j, k].item() for k in range(11)) - (i == j)) ** 2
     assert math.isclose(orthogonality(P, Q).item(), total, rel_tol=1e-12)
     assert torch.autograd.gradcheck(orthogonality, (P, Q))
     orthogonality(P, Q).backward()
