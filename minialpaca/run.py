@@ -121,10 +121,13 @@ def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
                         "give the run.dir of a train.py or finetune.py run")
     form = FinetuneConfig if "base" in config.read_toml(folder / CONFIG) else PretrainConfig
     try:
-        return config.load(form, folder / CONFIG)
+        settings = config.load(form, folder / CONFIG)
     except UserError as error:  # an impossible value is told by its key alone, as if it had been given just now
         where = "" if str(folder / CONFIG) in str(error) else f"{folder / CONFIG}: "
         raise UserError(f"{where}{error}") from None
+    if not settings.model.vocab_size:  # a run writes it out whatever was given
+        raise UserError(f"{folder / CONFIG}: says no model.vocab_size, so it is not what the run wrote; it was changed or damaged")
+    return settings
 
 
 def _is_run(folder: Path) -> bool:

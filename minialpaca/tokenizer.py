@@ -51,11 +51,12 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read a .model file and refuse one that loses text."""
         try:
-            tokenizer = cls(Path(path).read_bytes(), str(path))
+            model = Path(path).read_bytes()
         except OSError as error:
             raise UserError(f"{path}: tokenizer cannot be read: {reason(error)}") from None
-        if not tokenizer.model:
+        if not model:  # SentencePiece takes it, and complains on stderr at the first question
             raise UserError(f"{path}: is empty; give a SentencePiece .model file")
+        tokenizer = cls(model, str(path))
         for text in (TRICKY, " a", "a"):
             back = tokenizer.decode(tokenizer.encode(text))
             if back != text:
