@@ -9,6 +9,7 @@ import tiny
 import torch
 from added import Added
 
+from minialpaca import precision
 from minialpaca.adversarial import Passes, View, attack_on, vat
 from minialpaca.adversarial.vat import divergence_sum, random_directions
 from minialpaca.config import AdversarialConfig
@@ -55,7 +56,7 @@ def by_hand(model, sets, share, c, a, iterations):
         for _ in range(iterations):
             d.requires_grad_()
             moved = sum(kl(p, q) for p, q in zip(told, logits(tokens_BT, real_BT, XI * d)))
-            g, = torch.autograd.grad(moved, d)
+            g, = torch.autograd.grad(share * moved, d)  # rotary angles are fp32: so that the roundings are the same
             d = torch.tensor([spelled.steepest_l2(row.tolist(), 1.0) for row in g], dtype=torch.float64)
         total = total + a * share * sum(kl(p, q) for p, q in zip(told, logits(tokens_BT, real_BT, EPS * d)))
     return torch.autograd.grad(total, list(model.heads.parameters()) + [embed.weight])
@@ -101,6 +102,25 @@ def test_the_virtual_direction_is_where_the_divergence_bends_most():
 
     others = [1e-3 * random_directions(real_BT, 60, torch.Generator().manual_seed(k)) for k in range(200)]
     assert moved(r_BTD) > 3 * max(map(moved, others))
+
+
+def test_the_direction_is_found_at_the_loss_scale():
+    """What reaches the tokens before the last through fp16 products is below fp16 where nothing lifts it."""
+    model, tokens_BT, real_BT = Classifier(tiny.model(init_std=0.02), [2], "last"), tiny.tokens(4, 24), torch.ones(4, 24, dtype=torch.bool)
+    made = attack_on(model.backbone.embed, AdversarialConfig("vat", EPS), False)
+    with torch.no_grad():
+        model.heads[0].weight.copy_(0.002 * tiny.normal(2, 60))  # as new as a head is at first
+
+    def direction(dtype, scale):
+        view = View(lambda: model(tokens_BT, real_BT), real_BT, scale / 4)
+        with precision.casting(dtype):
+            with torch.no_grad():
+                told = view.says()
+            return made._direction(view, told, torch.Generator().manual_seed(1))[0][:, :-1]
+
+    wanted = direction(torch.float32, 1.0)
+    torch.testing.assert_close(direction(torch.float32, 2.0**16), wanted, rtol=1e-4, atol=1e-6)
+    assert (direction(torch.float16, 2.0**16) - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_random_directions_have_length_one_in_every_example_and_nothing_on_padding():
