@@ -7,11 +7,13 @@ one writes, prints and evaluates; the others hear of it. A process that dies tak
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from minialpaca.errors import UserError
 
 
 def start() -> None:
@@ -47,6 +49,17 @@ def is_first() -> bool:
     return rank() == 0
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within, all processes are needed. The one that went says why; a traceback of each other would bury that."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "onnection" not in str(error):  # closed or reset by peer; another failure is a fault, to be seen whole
+            raise
+        raise UserError(f"process {rank()}: another process of this run has gone; mend what it says, and start all again") from None
+
+
 def meet() -> None:
     """Nobody goes on before all are here."""
     if dist.is_initialized():
@@ -58,7 +71,8 @@ def from_first(make: Callable):
     if not dist.is_initialized():
         return make()
     box = [make() if is_first() else None]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    with together():
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
 
 
@@ -67,7 +81,8 @@ def summed(counts: Sequence[int]) -> list[int]:
     if not dist.is_initialized():
         return list(counts)
     total = torch.tensor(counts)
-    dist.all_reduce(total)
+    with together():
+        dist.all_reduce(total)
     return total.tolist()
 
 
@@ -82,7 +97,8 @@ def add_up(parameters: Iterable[nn.Parameter], numbers: dict[str, Tensor]) -> di
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     there = torch.tensor([p.grad is not None for p in trained])
     flat = torch.cat([*(g.flatten() for g in parts), *(n.reshape(1).to(parts[0]) for n in numbers.values()), there.to(parts[0])])
-    dist.all_reduce(flat)
+    with together():
+        dist.all_reduce(flat)
     sums = flat.split([*(g.numel() for g in parts), len(numbers), len(trained)])
     anywhere = there if there.all() else sums[-1] > 0  # where all is here the device need not be asked
     for p, found, somewhere in zip(trained, sums, anywhere.tolist()):

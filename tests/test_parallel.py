@@ -47,6 +47,13 @@ def test_torchrun_trains_one_run_and_goes_on_with_it(pretrain_command, tmp_path)
     assert steps == sorted(set(steps)) and steps[-1] == 6
 
 
+def test_what_the_first_process_refuses_is_said_without_tracebacks(pretrain_command, tmp_path):
+    """It has found the fault while the other waits for its folder."""
+    done = torchrun(ROOT / "train.py", *pretrain_command, f"run.dir={tmp_path / 'run'}", "adversarial.method=matrix")
+    assert done.returncode and "error: adversarial.method = 'matrix': the embedding is the output head, too" in done.stderr
+    assert "RuntimeError" not in done.stderr and "[rank1]" not in done.stderr and not (tmp_path / "run").exists()
+
+
 def test_alone_nothing_travels():
     assert (parallel.rank(), parallel.size(), parallel.is_first()) == (0, 1, True)
     assert parallel.summed([3, 4]) == [3, 4] and parallel.from_first(lambda: 7) == 7

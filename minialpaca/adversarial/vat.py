@@ -51,7 +51,7 @@ class VAT:
         d_BTD = random_directions(view.real_BT, self.embedding.embedding_dim, generator)
         for _ in range(self.cfg.power_iterations):
             with perturbed(self.embedding, self.cfg.xi * d_BTD) as seen:
-                moved = divergence_sum(told, view.says())
+                moved = view.share * divergence_sum(told, view.says())  # has the loss scale: fp16 would lose a bare ξ's gradient
             moved.backward(inputs=seen.outputs)
             g_BTD = on_real(seen, view.real_BT)
             d_BTD = steepest_l2(g_BTD, 1.0)

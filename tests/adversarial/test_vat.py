@@ -9,6 +9,7 @@ import tiny
 import torch
 from added import Added
 
+from minialpaca import precision
 from minialpaca.adversarial import Passes, View, attack_on, vat
 from minialpaca.adversarial.vat import divergence_sum, random_directions
 from minialpaca.config import AdversarialConfig
@@ -74,9 +75,10 @@ def passes_of(model, sets, share, seed=7):
 
 def test_virtual_training_is_the_papers_sum():
     model, sets = classifier(), [texts(1), texts(2)]
-    wanted = by_hand(model, sets, 1 / 6, 0.7, 1.3, 2)
+    share = 1 / 8  # a power of two rounds nothing: rotary angles are fp32, also in float64
+    wanted = by_hand(model, sets, share, 0.7, 1.3, 2)
     cfg = AdversarialConfig("vat", EPS, clean_weight=0.7, adversarial_weight=1.3, xi=XI, power_iterations=2)
-    noted = attack_on(model.backbone.embed, cfg, False).backward(passes_of(model, sets, 1 / 6))
+    noted = attack_on(model.backbone.embed, cfg, False).backward(passes_of(model, sets, share))
     for p, g in zip(list(model.heads.parameters()) + [model.backbone.embed.weight], wanted):
         torch.testing.assert_close(p.grad, g, rtol=1e-6, atol=1e-9)
     assert noted["virtual_loss"] > 0 and noted["attacks_skipped"] == 0
@@ -101,6 +103,25 @@ def test_the_virtual_direction_is_where_the_divergence_bends_most():
 
     others = [1e-3 * random_directions(real_BT, 60, torch.Generator().manual_seed(k)) for k in range(200)]
     assert moved(r_BTD) > 3 * max(map(moved, others))
+
+
+def test_the_direction_is_found_at_the_loss_scale():
+    """What reaches the tokens before the last through fp16 products is below fp16 where nothing lifts it."""
+    model, tokens_BT, real_BT = Classifier(tiny.model(init_std=0.02), [2], "last"), tiny.tokens(4, 24), torch.ones(4, 24, dtype=torch.bool)
+    made = attack_on(model.backbone.embed, AdversarialConfig("vat", EPS), False)
+    with torch.no_grad():
+        model.heads[0].weight.copy_(0.002 * tiny.normal(2, 60))  # as new as a head is at first
+
+    def direction(dtype, scale):
+        view = View(lambda: model(tokens_BT, real_BT), real_BT, scale / 4)
+        with precision.casting(dtype):
+            with torch.no_grad():
+                told = view.says()
+            return made._direction(view, told, torch.Generator().manual_seed(1))[0][:, :-1]
+
+    wanted = direction(torch.float32, 1.0)
+    torch.testing.assert_close(direction(torch.float32, 2.0**16), wanted, rtol=1e-4, atol=1e-6)
+    assert (direction(torch.float16, 2.0**16) - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_random_directions_have_length_one_in_every_example_and_nothing_on_padding():
