@@ -53,7 +53,7 @@ def into_ball(r_BTD: Tensor, epsilon: float) -> Tensor:
 
 
 def ascend(r_BTD: Tensor, g_BTD: Tensor, step_size: float, epsilon: float) -> Tensor:
-    """r ← Π(r + α g / ‖g‖₂)   [pgd.1]   Madry et al. 2018, §2.1; Zhu et al. 2020, algorithm 1, line 12."""
+    """r ← Π(r + α g / ‖g‖₂)   [pgd.1]   Madry et al. 2018, §2.1; Zhu et al. 2020, algorithm 1."""
     return into_ball(r_BTD + steepest_l2(g_BTD, step_size), epsilon)
 
 
