@@ -108,7 +108,10 @@ class Trainer:
             print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
                   f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
         print(f"precision: {self.policy.name} ({self.policy.reason})")
-        print(self.memory())
+        if self.task.longest()[0]:
+            print(self.memory())
+            if self.device.type == "cpu":
+                print("    (of tensors; what the system's allocator holds back comes on top: docs/RELIABILITY.md)")
         with heard() as self.stop, progress("training", self.total_steps, "steps", self.state["step"]) as bar:
             self.log, self.bar = RunLog(self.folder, self.state["step"]) if parallel.is_first() else NoLog(), bar
             try:
@@ -135,6 +138,7 @@ class Trainer:
         return memory.estimate(self.model, memory.Load(
             self.train.batch_size, length, source, self.policy.dtype.itemsize, self.device.type, self.task.padded,
             passes=2 if how and how.r_drop else 1,
+            generated=len(getattr(self.observe, "prompts", ())),
             gradients_stay=self.total_batches > self.total_steps or not isinstance(self.attack, Clean)))
 
     @contextlib.contextmanager
