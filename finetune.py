@@ -8,19 +8,17 @@
 The same command again continues a run that was stopped.
 """
 
-import dataclasses
 import math
 import sys
 from pathlib import Path
 
 import torch
 
-from minialpaca import checkpoint, classify, parallel, run, scripts
+from minialpaca import classify, parallel, run, scripts
 from minialpaca.adversarial import attack_on
-from minialpaca.config import FinetuneConfig, ModelConfig, PretrainConfig
-from minialpaca.data import world
+from minialpaca.config import FinetuneConfig
 from minialpaca.data.instructions import prompt_ids
-from minialpaca.errors import UserError, command
+from minialpaca.errors import command
 from minialpaca.evaluate import answer_rows, write_marks
 from minialpaca.log import table
 from minialpaca.model import Transformer
@@ -28,6 +26,7 @@ from minialpaca.observe import Observer, observer
 from minialpaca.peft import AdaLoRA, trained_rows
 from minialpaca.peft.ranks import RankObserver
 from minialpaca.report import ClassObserver, class_table, write_class_marks
+from minialpaca.setup import base_model, refuse_other_world, with_base_model
 from minialpaca.tasks.classification import Classification, judge, truths
 from minialpaca.tasks.instruction import Instruction
 from minialpaca.tokenizer import Tokenizer
@@ -70,42 +69,6 @@ def main(arguments: list[str]) -> None:
             show_labels(settings, task, folder, best, device)
         else:
             show_assistant(task, folder, best, device, watch)
-
-
-# ── the base ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def with_base_model(settings: FinetuneConfig) -> tuple[FinetuneConfig, PretrainConfig | FinetuneConfig]:
-    """`model` filled in from the base run, with this run's dropout and context."""
-    asked = settings.model
-    base_settings = run.settings_of(run.base_folder(settings))
-    if settings.task.name == "instruction":
-        run.refuse_speechless(base_settings, settings.base.run)
-    elif base_settings.model.architecture == "encoder_decoder":
-        raise UserError(f"{settings.base.run}: holds an encoder_decoder, which has no head for classes; give a run "
-                        "with model.architecture = decoder or encoder")
-    model = dataclasses.replace(base_settings.model, dropout=settings.base.dropout,
-                                max_seq_len=settings.base.max_seq_len or base_settings.model.max_seq_len)
-    if asked not in (ModelConfig(), model):
-        raise UserError("model.* is the base run's; its dropout and context are set by base.dropout and base.max_seq_len")
-    return dataclasses.replace(settings, model=model), base_settings
-
-
-def refuse_other_world(settings: FinetuneConfig, base_settings) -> None:
-    """Questions about a world that the base never read about would only measure guessing."""
-    asked = [s for s in settings.data.source if world.is_world(s)]
-    told = [s for s in base_settings.data.source if world.is_world(s)]
-    if asked and world.seed_of(asked[0]) not in map(world.seed_of, told):
-        raise UserError(f"data.source = {asked[0]!r}: the base run {settings.base.run} was trained on "
-                        f"{', '.join(base_settings.data.source)}; set data.source={told[0] if told else 'to files of yours'}")
-
-
-def base_model(settings: FinetuneConfig, tokenizer: Tokenizer) -> Transformer:
-    model = run.build(settings)
-    run.load_base(model, settings, tokenizer.sha256)
-    if settings.base.weights != "random":
-        print(f"weights of {checkpoint.find(Path(settings.base.run), settings.base.weights)}\n")
-    return model
 
 
 # ── an assistant ─────────────────────────────────────────────────────────────────────────────────

@@ -7,8 +7,6 @@
 The same command again continues a run that was stopped.
 """
 
-import dataclasses
-import itertools
 import sys
 from pathlib import Path
 
@@ -18,16 +16,13 @@ from minialpaca import parallel, run, scripts
 from minialpaca.adversarial import attack_on
 from minialpaca.config import PretrainConfig
 from minialpaca.data import corpus
-from minialpaca.data.instructions import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
-from minialpaca.data.noise import ADDED, mask_tokens
-from minialpaca.errors import UserError, command
-from minialpaca.log import progress
+from minialpaca.data.noise import mask_tokens
+from minialpaca.errors import command
 from minialpaca.observe import MaskObserver, Observer, SpanObserver, continuations, spell
+from minialpaca.setup import make_tokenizer, with_vocabulary
 from minialpaca.tasks.pretrain import TASKS, CorpusTask
 from minialpaca.tokenizer import Tokenizer
 from minialpaca.trainer import Trainer
-
-PROMPT_COPIES = 200  # how often the tokenizer sees the Alpaca prompts, so that they cost few tokens later
 
 
 @command
@@ -61,25 +56,6 @@ def main(arguments: list[str]) -> None:
         scripts.show_answers(watch.answers(best_model),
                              scripts.CONTINUATION if settings.objective.name == "causal" else scripts.ANSWER)
     print(f"\n{folder} holds the run; curves: tensorboard --logdir {folder}")
-
-
-def make_tokenizer(settings: PretrainConfig) -> Tokenizer:
-    """The one named by `tokenizer.path`, or one trained on the text to come."""
-    wanted = settings.tokenizer
-    if wanted.path:
-        return Tokenizer.load(wanted.path)
-    with progress(f"learning {wanted.kind} pieces", corpus.size(settings.data, with_val=False), "B") as bar:
-        prompts = [PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT] * (PROMPT_COPIES if wanted.kind != "char" else 0)
-        texts = itertools.chain(corpus.texts(settings.data, bar.update), prompts)
-        return Tokenizer.train(texts, wanted.kind, wanted.vocab_size)
-
-
-def with_vocabulary(settings: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
-    given, needed = settings.model.vocab_size, tokenizer.vocab_size + ADDED[settings.objective.name]
-    if given and given < needed:
-        raise UserError(f"model.vocab_size = {given}: tokenizer and objective have {needed} ids; set 0 or more than that")
-    model = dataclasses.replace(settings.model, vocab_size=given or needed)
-    return dataclasses.replace(settings, model=model)
 
 
 def watcher(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer) -> Observer:

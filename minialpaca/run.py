@@ -45,14 +45,15 @@ def opened(folder: Path, resume: str, mend: str = "set run.dir") -> Iterator[boo
         except OSError as error:
             raise UserError(f"{folder}: the run folder cannot be written: {reason(error)}; {mend}") from None
         try:
-            yield _holds_run(folder, resume)
+            yield holds_run(folder, resume)
         except (UserError, OSError):
             if not (folder / CONFIG).exists():
                 _remove(set(folder.iterdir()) - before, made)
             raise
 
 
-def _holds_run(folder: Path, resume: str) -> bool:
+def holds_run(folder: Path, resume: str) -> bool:
+    """Whether there is a run to be continued; what cannot be is refused. Nothing is written."""
     exists = (folder / CONFIG).exists()
     if exists and resume == "never":
         raise UserError(f"{folder}: holds a run already; choose another run.dir, delete it, or set run.resume=auto")

@@ -1,15 +1,16 @@
 """The loop. One optimiser step reads as a numbered list; everything a stop would lose is in the checkpoint."""
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from minialpaca import checkpoint, determinism, parallel, precision, run
+from minialpaca import checkpoint, determinism, memory, parallel, precision, run
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
@@ -53,6 +54,11 @@ def refuse_endless(train: TrainConfig, optim: OptimConfig, batches_per_epoch: in
             raise UserError(f"{name}: asks for more than 2⁵³ steps; give a number that comes to an end")
 
 
+def batches_of_run(train: TrainConfig, batches_per_epoch: int, a_step: int) -> int:
+    """Micro-batches from the first step to the last, of all processes, `a_step` in each step."""
+    return train.steps * a_step if train.steps else max(1, round(train.epochs * batches_per_epoch))
+
+
 def counted(batches: dict[int, Batch]) -> list[int]:
     """Supervised tokens, texts and tokens, over the micro-batches of all processes."""
     return parallel.summed([sum(getattr(batch, name) for batch in batches.values()) for name in ("n_supervised", "n_texts", "n_tokens")])
@@ -86,7 +92,7 @@ class Trainer:
         self.optimizer = build_adamw(model, optim)
         refuse_endless(train, optim, task.batches_per_epoch())
         self.a_step = train.accumulation * parallel.size()  # micro-batches, of all processes
-        self.total_batches = train.steps * self.a_step if train.steps else max(1, round(train.epochs * task.batches_per_epoch()))
+        self.total_batches = batches_of_run(train, task.batches_per_epoch(), self.a_step)
         self.total_steps = math.ceil(self.total_batches / self.a_step)
         if adapter:
             adapter.refuse_patience(train.patience)
@@ -103,6 +109,10 @@ class Trainer:
             print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
                   f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
         print(f"precision: {self.policy.name} ({self.policy.reason})")
+        if self.task.longest()[0]:
+            print(self.memory())
+            if self.device.type == "cpu":
+                print("    (of tensors; what the system's allocator holds back comes on top: docs/RELIABILITY.md)")
         with determinism.explained(), heard() as self.stop, progress("training", self.total_steps, "steps", self.state["step"]) as bar:
             self.log, self.bar = RunLog(self.folder, self.state["step"]) if parallel.is_first() else NoLog(), bar
             try:
@@ -122,9 +132,32 @@ class Trainer:
     def take_step(self) -> dict[str, float]:
         """One optimiser step; one whose gradient overflowed is taken again at a lower loss scale, and nothing else moved."""
         while True:
-            record = self._try_step()
+            with self._in_memory(f"step {self.state['step'] + 1}"):
+                record = self._try_step()
             if record is not None:
                 return record
+
+    def memory(self) -> memory.Memory:
+        """What a step will take, as estimated from shapes."""
+        length, source = self.task.longest()
+        how = getattr(self.task, "loss", None)
+        return memory.estimate(self.model, memory.Load(
+            self.train.batch_size, length, source, self.policy.dtype.itemsize, self.device.type, self.task.padded,
+            passes=2 if how and how.r_drop else 1,
+            generated=len(getattr(self.observe, "prompts", ())),
+            gradients_stay=self.total_batches > self.total_steps or not isinstance(self.attack, Clean)))
+
+    @contextlib.contextmanager
+    def _in_memory(self, where: str) -> Iterator[None]:
+        """Within, memory that runs out is one line that says what to turn."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_exhausted(error):
+                raise
+            advice = memory.knobs(self.train.batch_size, self.train.accumulation, self.train.recompute, self.adapter is not None)
+            raise UserError(f"{where}: the memory of {self.device} is exhausted; {advice}, in another run.dir; the last good checkpoint is "
+                            f"{checkpoint.find(self.folder) or 'none yet'}") from None
 
     def _try_step(self) -> dict[str, float] | None:
         """One optimiser step over `accumulation` micro-batches; None where its gradient overflowed."""
@@ -276,7 +309,7 @@ class Trainer:
         return parallel.summed([bool(self.stop.asked)])[0] > 0
 
     def _evaluate(self) -> dict[str, float]:
-        with precision.casting(self.policy.dtype):
+        with self._in_memory(f"evaluation after step {self.state['step']}"), precision.casting(self.policy.dtype):
             return evaluate(self.model, self.task, self.device)
 
     def _judge(self, value: float, eligible: bool = True) -> bool:

@@ -20,6 +20,13 @@ class Task(Protocol):
     measures: tuple[str, ...] = ("val_loss",)
     """What `evaluate` hands back."""
 
+    padded: bool = False
+    """Whether the model is told which tokens are padding."""
+
+    def longest(self) -> tuple[int, int]:
+        """Places of the longest training row in the model, and in the encoder beside it; nothing where nobody knows."""
+        return 0, 0
+
     def batches_per_epoch(self) -> int:
         """Micro-batches in one pass over the training data."""
 

@@ -30,6 +30,7 @@ class Judged:
 
 class Classification(Task):
     measures = ("val_loss", "val_accuracy", "val_macro_f1")
+    padded = True
 
     def __init__(self, settings: FinetuneConfig, tokenizer: Tokenizer):
         refuse_meaningless(settings)
@@ -53,6 +54,9 @@ class Classification(Task):
         self.data_sha256 = f"{self.train.sha256()} {self.val.sha256()}{f' {self.unlabelled.sha256()}' if self.unlabelled else ''}"
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
         self.judged: Judged | None = None  # what the last evaluation saw, for pictures
+
+    def longest(self) -> tuple[int, int]:
+        return max(self.train.buckets.lengths), 0
 
     def batches_per_epoch(self) -> int:
         return self.train.n_batches(self.batch_size)

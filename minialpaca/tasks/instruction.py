@@ -26,6 +26,9 @@ class Instruction(Task):
         self.data_sha256 = f"{self.train.sha256()} {self.val.sha256()}"
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
 
+    def longest(self) -> tuple[int, int]:
+        return max(self.train.buckets.lengths) - 1, 0  # the last id is only ever a target
+
     def batches_per_epoch(self) -> int:
         return self.train.n_batches(self.batch_size)
 

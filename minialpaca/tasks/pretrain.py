@@ -37,6 +37,9 @@ class CorpusTask(Task):
             raise UserError(f"data.val_{asked}: no character stands in the tokens to validate on; give more of them")
         self.val_windows = Windows(self.val, self.context, 0)
 
+    def longest(self) -> tuple[int, int]:
+        return self.windows.context, 0
+
     def batches_per_epoch(self) -> int:
         return math.ceil(self.windows.n / self.batch_size)
 
@@ -116,6 +119,12 @@ class SpanCorruption(CorpusTask):
 
     def collate(self, rows: list[np.ndarray], keys: list[tuple[int, ...]]) -> SourceBatch:
         return collate_sources([self.corrupt(ids[:-1], *key) for ids, key in zip(rows, keys)], self.tokenizer.pad)
+
+    def longest(self) -> tuple[int, int]:
+        """The source keeps what is not hidden and has a sentinel for each stretch; the target has the rest."""
+        context = max(2, self.windows.context)
+        hidden, stretches = noise.span_counts(context, self.objective.noise_rate, self.objective.mean_span)
+        return hidden + stretches + 1, context - hidden + stretches
 
     def corrupt(self, ids: np.ndarray, *key: int) -> tuple[np.ndarray, np.ndarray]:
         hidden = noise.span_noise(len(ids), self.objective.noise_rate, self.objective.mean_span, *key)

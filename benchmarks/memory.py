@@ -1,0 +1,115 @@
+"""The memory estimate beside the measured peak: full tuning and LoRA, several sizes, each in a process of its own.
+
+    python -m benchmarks.memory
+
+Five optimiser steps of the trainer itself, on random tokens. On a CPU the peak is how far the process's largest resident size
+(VmHWM) rises above what importing and one tiny step took; on CUDA it is torch.cuda.max_memory_allocated. A process's size is also
+what its allocator holds back: glibc keeps freed tensors of up to 32 MiB in pieces that the next ones do not fit. So each case runs
+twice: with MALLOC_MMAP_THRESHOLD_=262144, which gives them back, and as it comes. The seconds are those of the last four steps.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = {  # d_model, layers, heads, d_ff, vocabulary, context, rows
+    "small": (256, 4, 4, 688, 4096, 256, 8),
+    "middle": (384, 6, 6, 1024, 8192, 256, 8),
+    "large": (512, 8, 8, 1376, 8192, 256, 8),
+}
+VARIANTS = {"": {}, "recompute": {"recompute": True}, "accumulation 2": {"accumulation": 2}}
+CASES = [*((shape, method, "") for shape in SHAPES for method in ("none", "lora")),
+         *(("middle", method, variant) for method in ("none", "lora") for variant in list(VARIANTS)[1:])]
+
+
+def resident_peak() -> int:
+    """Of this process alone: getrusage's would begin with that of the process that started it."""
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def trainer_of(shape: tuple[int, ...], method: str, variant: str, device: str, folder: str):
+    """A trainer on random tokens, every row as long as the context."""
+    import torch
+
+    from minialpaca.config import AdapterConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+    from minialpaca.data.batch import collate
+    from minialpaca.model import Transformer
+    from minialpaca.peft import apply
+    from minialpaca.tasks import Task, next_token_loss
+    from minialpaca.trainer import Trainer
+
+    D, L, H, F, V, T, B = shape
+
+    class Noise(Task):
+        tokenizer_sha256, loss = "", LossConfig()
+
+        def batches_per_epoch(self) -> int:
+            return 5
+
+        def longest(self) -> tuple[int, int]:
+            return T, 0
+
+        def batch(self, number: int):
+            rows = torch.randint(V, (B, T + 1), generator=torch.Generator().manual_seed(number)).tolist()
+            return collate([(ids, ids) for ids in rows], pad=3)
+
+        def loss_sum(self, model, batch):
+            return next_token_loss(model, batch)
+
+    train = TrainConfig(batch_size=B, steps=5, **VARIANTS[variant])
+    model = Transformer(ModelConfig(vocab_size=V, d_model=D, n_layers=L, n_heads=H, d_ff=F, max_seq_len=T)).to(device)
+    model.recompute = train.recompute
+    adapter = apply(model, AdapterConfig(method, **({"targets": ("q_proj", "k_proj", "v_proj", "o_proj")} if method == "lora" else {})))
+    return Trainer(model, Noise(), OptimConfig(), train, 0, Path(folder), adapter=adapter)
+
+
+def worker(shape: str, method: str, variant: str, device: str) -> dict[str, int]:
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer_of((16, 1, 2, 24, 64, 8, 2), method if method == "none" else "lora", "", device, folder).take_step()
+        before = resident_peak()
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        trainer = trainer_of(SHAPES[shape], method, variant, device, folder)
+        trainer.take_step()
+        started = time.perf_counter()
+        for _ in range(4):
+            trainer.take_step()
+        seconds = time.perf_counter() - started
+    measured = torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak() - before
+    return {"estimated": trainer.memory().peak, "measured": measured, "seconds": seconds, "parameters": sum(p.numel() for p in trainer.model.parameters())}
+
+
+def run_case(case: tuple[str, ...], device: str, extra: dict[str, str]) -> dict[str, float]:
+    said = subprocess.run([sys.executable, "-m", "benchmarks.memory", "--device", device, "--worker", *case], cwd=ROOT,
+                          env={**os.environ, **extra}, capture_output=True, text=True, check=True).stdout
+    return json.loads(said.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(worker(*args.worker, args.device)))
+        return
+    print("| model | M parameters | trained | estimated MiB | measured MiB | estimated / measured | s | as it comes MiB | s |\n"
+          "|---|---|---|---|---|---|---|---|---|")
+    for case in CASES:
+        found, loose = (run_case(case, args.device, extra) for extra in ({"MALLOC_MMAP_THRESHOLD_": "262144"}, {}))
+        ours, theirs = found["estimated"] / 2**20, found["measured"] / 2**20
+        trained = {"none": "all", "lora": "LoRA"}[case[1]] + (f", {case[2]}" if case[2] else "")
+        print(f"| {case[0]} | {found['parameters'] / 1e6:.1f} | {trained} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} | "
+              f"{found['seconds']:.1f} | {loose['measured'] / 2**20:,.0f} | {loose['seconds']:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""A run folder looked at and left alone: its state, its checkpoints, what is left to do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from minialpaca import checkpoint, config, run
+from minialpaca.config import FinetuneConfig
+from minialpaca.data.token_file import TokenFile
+from minialpaca.errors import UserError
+from minialpaca.tasks import Task
+from minialpaca.tokenizer import Tokenizer
+
+BINS, WIDTH = 8, 40
+
+
+def histogram(lengths: Sequence[int]) -> str:
+    """A line per stretch of equal width: from, to, how many, a bar. The last line says the median."""
+    low, high = min(lengths), max(lengths)
+    step = max(1, -(-(high - low + 1) // BINS))
+    counts = [0] * (-(-(high - low + 1) // step))
+    for length in lengths:
+        counts[(length - low) // step] += 1
+    lines = [f"  {low + i * step:>8,} … {min(high, low + (i + 1) * step - 1):>8,}  {n:>9,}  {'█' * -(-WIDTH * n // max(counts))}".rstrip()
+             for i, n in enumerate(counts)]
+    return "\n".join([*lines, f"  median {sorted(lengths)[len(lengths) // 2]:,}"])
+
+
+def verdict(folder: Path, task: Task, total_steps: int) -> str:
+    """What the same command would do with this folder; a run that it would refuse is refused here."""
+    if not (folder / run.CONFIG).exists():
+        return "would begin a fresh run" + ("" if folder.exists() else " (the folder is not there yet)")
+    place = checkpoint.find(folder)
+    if place is None:
+        return "would begin anew: the run has no checkpoint yet"
+    checkpoint.verify(place)
+    state = checkpoint.read_state(place)
+    if state.get("data") != task.data_sha256:
+        raise UserError(f"{folder}: the data are not those that this run began with; put them back, or choose another run.dir for "
+                        "the new ones")
+    if state["stopped_early"] or state["step"] >= total_steps:
+        return f"is finished at step {state['step']:,}; the same command would only show its results"
+    return f"would resume from step {state['step']:,} of {total_steps:,}"
+
+
+def show_run(folder: Path, changes: Sequence[str]) -> None:
+    """State, best, steps left; every checkpoint is compared with its manifest, and a damaged one is an error at the end."""
+    if changes:
+        raise UserError(f"command line: {changes[0]!r}: a run is looked at as it is; give its config to see what a change would do")
+    settings = run.settings_of(folder)
+    tuned = isinstance(settings, FinetuneConfig)
+    print(f"{folder}: a run of {'finetune.py' if tuned else 'train.py'}, "
+          f"{settings.task.name if tuned else settings.objective.name}"
+          + (f", adapter {settings.adapter.method}" if tuned and settings.adapter.method != "none" else ""))
+    damaged = show_checkpoints(folder)
+    place = checkpoint.find(folder)
+    if place and place not in damaged:
+        state, total = checkpoint.read_state(place), steps_of(folder, settings)
+        left = "stopped early" if state.get("stopped_early") else "steps left: unknown, its data say how many" if total is None else \
+            f"{max(0, total - state['step']):,} of {total:,} steps left"
+        print(f"step {state['step']:,}, best {settings.train.best_by} {state.get('best')}, {left}")
+    if damaged:
+        raise UserError(f"{folder}: {len(damaged)} damaged checkpoint{'s'[:len(damaged) > 1]}: {'; '.join(damaged.values())}")
+
+
+def show_checkpoints(folder: Path) -> dict[Path, str]:
+    """Those that are damaged, and how."""
+    names: dict[Path | None, list[str]] = {}
+    for name in ("best", "last"):
+        names.setdefault(checkpoint.find(folder, name), []).append(name)
+    damaged = {}
+    for place in checkpoint.steps(folder):
+        try:
+            checkpoint.verify(place)
+        except UserError as error:
+            damaged[place] = str(error)
+        print(f"  {place.name}  {'damaged' if place in damaged else 'whole'}  {', '.join(names.get(place, []))}".rstrip())
+    if not checkpoint.steps(folder):
+        print("  no checkpoint yet")
+    return damaged
+
+
+def steps_of(folder: Path, settings: config.PretrainConfig | FinetuneConfig) -> int | None:
+    """All its steps, where that can be told without reading the data again."""
+    train = settings.train
+    if train.steps:
+        return train.steps
+    tokens = folder / "tokens" / "train.bin"
+    if isinstance(settings, FinetuneConfig) or not tokens.is_file():
+        return None
+    n = max(1, (len(TokenFile(tokens, Tokenizer.load(folder / run.TOKENIZER))) - settings.model.max_seq_len) // settings.model.max_seq_len)
+    batches = max(1, round(train.epochs * -(-n // train.batch_size)))
+    return -(-batches // train.accumulation)

@@ -1,0 +1,143 @@
+"""The memory estimate against what autograd keeps, and against a measured peak; memory that runs out is one line."""
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+from commands import pretrain
+from running import refused
+
+from benchmarks.memory import run_case
+from minialpaca import checkpoint, memory, precision
+from minialpaca.config import AdapterConfig, ModelConfig
+from minialpaca.model import Transformer
+from minialpaca.peft import apply
+from minialpaca.tasks.pretrain import CausalLM
+
+CFG = ModelConfig(vocab_size=211, d_model=96, n_layers=4, n_heads=6, d_ff=160, max_seq_len=64)
+B, T = 4, 48
+
+
+def kept_by_autograd(model, call, dtype):
+    """Bytes of the distinct tensors, parameters apart, that the way back holds."""
+    own, found, held = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}, []
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+            held.append(storage)  # or another may take its place, and its number
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), precision.casting(dtype):
+        call()
+    return sum(found.values())
+
+
+METHODS = ["lora", "dora", "houlsby", "adalora", "ia3", "prefix", "prompt", "bitfit"]
+SHORT = {"short": torch.bfloat16}
+CASES = {
+    "full": {}, "full, short": SHORT, "recompute": {"recompute": True},
+    "shared keys": {"changes": {"n_kv_heads": 2}}, "spelled": {"changes": {"attention": "spelled"}},
+    "dropout": {"changes": {"dropout": 0.1}}, "padded": {"padded": True},
+    "encoder": {"changes": {"architecture": "encoder"}, "padded": True},
+    "two stacks": {"changes": {"architecture": "encoder_decoder"}},
+    "two stacks, short": {"changes": {"architecture": "encoder_decoder"}, **SHORT},
+    "last two layers": {"adapter": {"method": "freeze", "layers": "-2:"}},
+    "lora, dropout": {"adapter": {"method": "lora", "dropout": 0.1}},
+    **{method: {"adapter": {"method": method}} for method in METHODS},
+    **{f"{method}, short": {"adapter": {"method": method}, **SHORT} for method in METHODS if method != "adalora"},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_activations_are_what_autograd_keeps(case):
+    cfg = dataclasses.replace(CFG, **case.get("changes", {}))
+    model, dtype = Transformer(cfg).train(), case.get("short", torch.float32)
+    model.recompute, two = case.get("recompute", False), cfg.architecture == "encoder_decoder"
+    if "adapter" in case:
+        apply(model, AdapterConfig(**case["adapter"]))
+    tokens, real = tiny.tokens(B, T, vocab_size=cfg.vocab_size), torch.ones(B, T, dtype=torch.bool)
+    real[:, -5:] = False
+    given = real if case.get("padded") else None
+    found = kept_by_autograd(model, lambda: model.hidden(tokens, given, sources=model.encode(tokens, real) if two else None), dtype)
+    load = memory.Load(B, T, T if two else 0, dtype.itemsize, padded=case.get("padded", False))
+    assert memory.estimate(model, load).activations == pytest.approx(found, rel=0.05)
+
+
+def test_what_is_frozen_has_neither_gradient_nor_moments():
+    model = Transformer(CFG)
+    full = memory.estimate(model, memory.Load(B, T))
+    n = sum(p.numel() for p in model.parameters())
+    assert (full.weights, full.gradients, full.moments) == (4 * n, 4 * n, 8 * n)
+    adapter = apply(model, AdapterConfig("lora"))
+    trained = sum(p.numel() for p in adapter.trained().values())
+    lora = memory.estimate(model, memory.Load(B, T))
+    assert (lora.weights, lora.gradients, lora.moments) == (4 * (n + trained), 4 * trained, 8 * trained)
+
+
+def test_gradients_that_stay_stand_beside_the_activations():
+    model, once = Transformer(CFG), memory.Load(B, T)
+    passing, staying = (memory.estimate(model, dataclasses.replace(once, gradients_stay=stay)) for stay in (False, True))
+    assert staying.peak - passing.peak == passing.gradients + passing.embedding  # more than which the activations are here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["none", "lora"])
+def test_the_estimate_is_within_a_fifth_of_the_measured_peak(method):
+    found = run_case(("small", method, ""), "cpu", {"MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"})
+    assert found["estimated"] == pytest.approx(found["measured"], rel=0.2)
+
+
+# ── not enough ───────────────────────────────────────────────────────────────────────────────────
+
+
+def exhausts():
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+def on_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def fails_at(monkeypatch, step, fails):
+    loss_sum, steps = CausalLM.loss_sum, []
+
+    def failing(task, model, batch):
+        steps.extend([1] * model.training)
+        if len(steps) == step:
+            fails()
+        return loss_sum(task, model, batch)
+
+    monkeypatch.setattr(CausalLM, "loss_sum", failing)
+
+
+@pytest.mark.parametrize("fails", [exhausts, on_a_gpu])
+def test_exhausted_memory_is_one_line_that_names_the_knobs_in_order(pretrain_command, tmp_path, monkeypatch, fails):
+    fails_at(monkeypatch, 6, fails)
+    outcome = pretrain(pretrain_command, tmp_path / "run")
+    line = refused(outcome, "step 6: ", f"the last good checkpoint is {checkpoint.find(tmp_path / 'run')}")
+    knobs = ["train.batch_size (4)", "train.accumulation (1)", "model.max_seq_len", "train.recompute=true", "adapter.method=lora",
+             "smaller model"]
+    assert sorted(knobs, key=line.index) == knobs
+    assert checkpoint.find(tmp_path / "run").name == "step-000004"
+
+
+def test_knobs_that_are_turned_already_are_not_named():
+    assert memory.knobs(1, 8, True, True) == "shorten the context (model.max_seq_len, in finetune.py base.max_seq_len), or take a smaller model"
+
+
+def test_another_runtime_error_is_not_taken_for_memory(pretrain_command, tmp_path, monkeypatch):
+    def breaks():
+        raise RuntimeError("shapes do not fit")
+
+    fails_at(monkeypatch, 1, breaks)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        pretrain(pretrain_command, tmp_path / "run")
+
+
+def test_it_is_told_before_the_first_step(pretrain_command, tmp_path, monkeypatch):
+    fails_at(monkeypatch, 1, exhausts)
+    out = pretrain(pretrain_command, tmp_path / "run").out
+    assert "memory, estimated: " in out and "none yet" not in out and "step      1" not in out
