@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import checkpoint, parallel, precision, run
+from minialpaca import checkpoint, parallel, precision, run, space
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
@@ -90,6 +90,7 @@ class Trainer:
         if adapter:
             adapter.refuse_patience(train.patience)
             adapter.start(self.total_steps)
+        self._refuse_little_room()
         self.stop = Stop()
         self.state = {"step": 0, "best": None, "evaluations_without_gain": 0, "stopped_early": False}
 
@@ -297,7 +298,14 @@ class Trainer:
                         {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
                          **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
                          **(self.adapter.facts() if self.adapter else {})},
-                        best=improved)
+                        improved, self.train.keep)
+
+    def _refuse_little_room(self) -> None:
+        """Two checkpoints lie side by side when the second is written; where one is there already, one more."""
+        if parallel.is_first():
+            moments = 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+            there, one = checkpoint.steps(self.folder), space.size_of(self.saved.state_dict()) + moments
+            space.refuse_little(self.folder, one if there else 2 * one, "the next checkpoint" if there else "a run with two checkpoints")
 
     def _resume(self) -> None:
         parallel.from_first(lambda: mend(self.folder))
@@ -321,4 +329,4 @@ class Trainer:
         print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if done else 'going on'}")
         parallel.meet()  # all have read it
         if parallel.is_first():
-            checkpoint.clean(self.folder)  # a kill after the last save leaves the folder before it
+            checkpoint.clean(self.folder, self.train.keep)  # a kill after the last save leaves the folder before it

@@ -30,7 +30,7 @@ def dying(real, left=[int(number)]):
         return result
     return call
 
-owner, name = {"log": (log.RunLog, "metrics"), "sync": (checkpoint, "_sync"), "point": (checkpoint, "point")}[moment]
+owner, name = {"log": (log.RunLog, "metrics"), "sync": (os, "fsync"), "point": (checkpoint, "point")}[moment]
 setattr(owner, name, dying(getattr(owner, name)))
 main(arguments)
 """
