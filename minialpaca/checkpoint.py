@@ -6,11 +6,11 @@
                             manifest.json   sizes and SHA-256 of the others, written last
     checkpoints/last, checkpoints/best      the name of a step folder
 
-A folder is written under a temporary name, synced, and renamed when its manifest is in it; the
-pointers move after that, and only then does an old folder go. Loading runs no code:
-`weights_only=True` for tensors, JSON for the rest.
+A folder is written under a temporary name, synced, read back, and renamed when its manifest is in it; the pointers move
+after that, and only then does an old folder go. Loading runs no code: `weights_only=True` for tensors, JSON for the rest.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,40 +22,96 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minialpaca import durable, space
 from minialpaca.errors import UserError, reason
 
-FOLDER, TEMPORARY, MANIFEST = "checkpoints", ".writing-", "manifest.json"
+FOLDER, TEMPORARY, ASIDE, MANIFEST = "checkpoints", ".writing-", ".replaced-", "manifest.json"
 FILES = {"model.pt", "optimizer.pt", "state.json"}
 NAME = re.compile(r"step-\d{6,18}")
 MENDING = "delete it, and training goes on from the newest whole checkpoint"
 
 
-def save(run: Path, step: int, tensors: dict[str, dict], state: dict, best: bool) -> Path:
-    """Write a complete checkpoint of `tensors` (file stem → state dict) and plain `state`; point `last` at it."""
+def save(run: Path, step: int, tensors: dict[str, dict], state: dict, best: bool, keep: int = 1,
+         abandoned: Callable[[], bool] = lambda: False) -> Path:
+    """Write a complete checkpoint of `tensors` (file stem → state dict) and plain `state`; point `last` at it.
+
+    The newest `keep` stay, and `best`. Once `abandoned` says so, the writing ends as if it had failed.
+    """
     folder = run / FOLDER
     target, part = folder / f"step-{step:06d}", folder / f"{TEMPORARY}step-{step:06d}"
     try:
+        space.refuse_little(run, space.size_of(tensors), f"the checkpoint of step {step:,}")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        for stem, content in tensors.items():
-            torch.save(content, part / f"{stem}.pt")
-        (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        manifest = {"format": 1, "files": {f.name: _facts(f) for f in sorted(part.iterdir())}}
-        for file in part.iterdir():
-            _sync(file)
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _sync(part / MANIFEST)
-        if target.exists():  # the same step again, after a resume from an earlier one
-            shutil.rmtree(target)
-        os.replace(part, target)
-        _sync(folder)
+        _write(part, tensors, state, abandoned)
+        _put(part, target)
         for name in ("best", "last") if best else ("last",):  # `last` at the end: who resumes there has its best
             point(folder / name, target.name)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError, UserError, durable.Abandoned) as error:
         shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            recover(run)
+        if isinstance(error, (UserError, durable.Abandoned)):
+            raise
         raise UserError(f"{target}: the checkpoint cannot be written: {_why(error)}; the one before is untouched") from None
-    clean(run)
+    clean(run, keep)
     return target
+
+
+def _write(part: Path, tensors: dict[str, dict], state: dict, abandoned: Callable[[], bool]) -> None:
+    """All files, the manifest last; then they are read back and compared with what was to be written."""
+    facts = {}
+    for stem, content in tensors.items():
+        with durable.Writer(part / f"{stem}.pt", abandoned) as out:
+            torch.save(content, out)
+        facts[f"{stem}.pt"] = out.facts
+    facts["state.json"] = durable.write(part / "state.json", json.dumps(state))
+    manifest = json.dumps({"format": 1, "files": facts}, indent=1)
+    durable.write(part / MANIFEST, manifest)
+    durable.sync(part)
+    whole = ((part / MANIFEST).read_text(encoding="utf-8") == manifest and json.dumps(read_state(part)) == json.dumps(state)
+             and all(_same(read_tensors(part, stem, mmap=True), content) for stem, content in tensors.items()))
+    if not whole:
+        raise UserError(f"{part}: what was written is read back otherwise, so disk or memory are faulty; the checkpoint before is "
+                        "untouched; train on another machine, or in a run.dir on another disk")
+
+
+def _same(read, meant) -> bool:
+    """To the bit: the sign of a zero and a NaN's payload, too."""
+    if isinstance(meant, Tensor):
+        meant = meant.detach().cpu()
+        return (isinstance(read, Tensor) and read.dtype == meant.dtype and read.shape == meant.shape
+                and torch.equal(read.contiguous().reshape(-1).view(torch.uint8), meant.contiguous().reshape(-1).view(torch.uint8)))
+    if isinstance(meant, dict):
+        return isinstance(read, dict) and list(read) == list(meant) and all(_same(read[key], meant[key]) for key in meant)
+    if isinstance(meant, (list, tuple)):
+        return type(read) is type(meant) and len(read) == len(meant) and all(map(_same, read, meant))
+    return read == meant or (read != read and meant != meant)
+
+
+def _put(part: Path, target: Path) -> None:
+    """Give the folder its name. One that has it already (the same step, after a resume from an earlier one) may be `best` or
+    `last`: it stays within reach of `recover` until the new one is there."""
+    aside = target.with_name(ASIDE + target.name)
+    if target.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(target, aside)
+    os.replace(part, target)
+    durable.sync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(run: Path) -> None:
+    """What a dead run left: a folder that was set aside for one that never came is put back, half-written ones go.
+
+    Only for who holds the run's lock: a living run writes under these names.
+    """
+    folder = run / FOLDER
+    for entry in list(folder.iterdir()) if folder.is_dir() else ():
+        if entry.name.startswith(ASIDE) and not (target := folder / entry.name.removeprefix(ASIDE)).exists():
+            os.replace(entry, target)
+        elif entry.name.startswith((ASIDE, TEMPORARY)):
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
 
 
 def find(run: Path, name: str = "last") -> Path | None:
@@ -107,10 +163,10 @@ def read_state(folder: Path) -> dict:
     return state
 
 
-def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
+def read_tensors(folder: Path, stem: str, mmap: bool = False) -> dict[str, Tensor]:
     """A state dict, on the CPU; the file's bytes were compared with the manifest by `verify`."""
     try:
-        return torch.load(folder / f"{stem}.pt", map_location="cpu", weights_only=True)
+        return torch.load(folder / f"{stem}.pt", map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises half a dozen kinds for a file that is no checkpoint
         raise UserError(f"{folder / stem}.pt: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
 
@@ -128,9 +184,13 @@ def restore(folder: Path, stem: str, into: nn.Module | torch.optim.Optimizer, pa
 # ── pointers ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def clean(run: Path) -> None:
-    """Remove step folders that no pointer names, and what dead runs left half-written."""
-    kept = {find(run, "last"), find(run, "best")}
+def clean(run: Path, keep: int = 1) -> None:
+    """Remove step folders but `best`, `last` and the newest `keep`, and what dead runs left half-written."""
+    last, best = find(run, "last"), find(run, "best")
+    kept = {last, best}
+    if last:  # what is newer than `last` was never pointed at, so it is no checkpoint of this run
+        whole = [place for place in steps(run) if (place / MANIFEST).is_file()]
+        kept |= set(whole[:whole.index(last) + 1][-keep:])
     for entry in (run / FOLDER).iterdir():
         if entry.is_dir() and entry not in kept and entry.name.startswith(("step-", TEMPORARY)):
             shutil.rmtree(entry, ignore_errors=True)
@@ -138,10 +198,9 @@ def clean(run: Path) -> None:
 
 def point(pointer: Path, name: str) -> None:
     part = pointer.with_name(TEMPORARY + pointer.name)
-    part.write_text(name + "\n", encoding="utf-8")
-    _sync(part)
+    durable.write(part, name + "\n")
     os.replace(part, pointer)
-    _sync(pointer.parent)
+    durable.sync(pointer.parent)
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
@@ -150,14 +209,6 @@ def point(pointer: Path, name: str) -> None:
 def _facts(file: Path) -> dict:
     with open(file, "rb") as content:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _why(error: OSError | RuntimeError) -> str:

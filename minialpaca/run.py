@@ -18,8 +18,8 @@ from minialpaca.model import Transformer
 from minialpaca.peft import Adapter, apply
 from minialpaca.tokenizer import Tokenizer
 
-CONFIG, TOKENIZER = "config.toml", "tokenizer.model"
-MAY_CHANGE = ("run.",)  # where and how a run is continued; everything else is the recipe
+CONFIG, TOKENIZER, METRICS = "config.toml", "tokenizer.model", "metrics.jsonl"
+MAY_CHANGE = ("run.", "train.keep")  # where and how a run is continued; everything else is the recipe
 TOO_MUCH = (RuntimeError, MemoryError, OverflowError, TypeError)  # PyTorch's ways of saying that memory will not do
 
 
@@ -39,6 +39,7 @@ def opened(folder: Path, resume: str, mend: str = "set run.dir") -> Iterator[boo
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock.held(folder))
+            _sweep(folder)
             probe = folder / ".probe"
             probe.write_text("")
             probe.unlink()
@@ -50,6 +51,13 @@ def opened(folder: Path, resume: str, mend: str = "set run.dir") -> Iterator[boo
             if not (folder / CONFIG).exists():
                 _remove(set(folder.iterdir()) - before, made)
             raise
+
+
+def _sweep(folder: Path) -> None:
+    """What dead runs left half-written. Whoever held the lock before is gone."""
+    checkpoint.recover(folder)
+    for name in (CONFIG, METRICS):
+        (folder / f"{name}.part").unlink(missing_ok=True)
 
 
 def holds_run(folder: Path, resume: str) -> bool:

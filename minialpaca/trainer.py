@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import checkpoint, determinism, memory, parallel, precision, run
+from minialpaca import checkpoint, determinism, memory, parallel, precision, run, space
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
+from minialpaca.background import Background
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
 from minialpaca.data.order import raw
@@ -97,7 +98,8 @@ class Trainer:
         if adapter:
             adapter.refuse_patience(train.patience)
             adapter.start(self.total_steps)
-        self.stop = Stop()
+        self._refuse_little_room()
+        self.stop, self.saving = Stop(), Background()
         self.state = {"step": 0, "best": None, "evaluations_without_gain": 0, "stopped_early": False}
 
     # ── the whole run ────────────────────────────────────────────────────────────────────────────
@@ -115,15 +117,15 @@ class Trainer:
                 print("    (of tensors; what the system's allocator holds back comes on top: docs/RELIABILITY.md)")
         with determinism.explained(), heard() as self.stop, progress("training", self.total_steps, "steps", self.state["step"]) as bar:
             self.log, self.bar = RunLog(self.folder, self.state["step"]) if parallel.is_first() else NoLog(), bar
-            try:
+            with contextlib.closing(self.log), self.saving:
                 if self.train.deterministic and not self._done():
                     determinism.try_out(self._next_backward, self.model.parameters())
                 if self.state["step"] == 0:
                     self._after_step({"step": 0})
                 while not self._done():
                     self._after_step(self.take_step())
-            finally:
-                self.log.close()
+        if self.saving.count:
+            print(self.saving)
         return self.state
 
     def _done(self) -> bool:
@@ -157,7 +159,7 @@ class Trainer:
                 raise
             advice = memory.knobs(self.train.batch_size, self.train.accumulation, self.train.recompute, self.adapter is not None)
             raise UserError(f"{where}: the memory of {self.device} is exhausted; {advice}, in another run.dir; the last good checkpoint is "
-                            f"{checkpoint.find(self.folder) or 'none yet'}") from None
+                            f"{self._last_good()}") from None
 
     def _try_step(self) -> dict[str, float] | None:
         """One optimiser step over `accumulation` micro-batches; None where its gradient overflowed."""
@@ -254,7 +256,7 @@ class Trainer:
             if self.scaler.skipped_in_a_row >= self.scaler.LIMIT:
                 raise UserError(f"step {step + 1}: {self.scaler.LIMIT} times in a row the gradient was not finite, the last at loss scale "
                                 f"{self.scaler.scale:.3g}; nothing was updated, the last good checkpoint is "
-                                f"{checkpoint.find(self.folder) or 'none yet'}; lower optim.lr, or set train.precision to bf16 or fp32")
+                                f"{self._last_good()}; lower optim.lr, or set train.precision to bf16 or fp32")
         elif not finite:
             raise self._diverged(step + 1, f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']}", "updated")
         return finite
@@ -277,13 +279,14 @@ class Trainer:
     def _diverged(self, step: int, what: str, undone: str) -> UserError:
         lr = learning_rate(self.optim, max(0, step - 1), self.total_steps)
         return UserError(f"step {step}: {what} at learning rate {lr:.3g}; nothing was {undone}, the last good checkpoint is "
-                         f"{checkpoint.find(self.folder) or 'none yet'}; lower optim.lr or raise optim.warmup_steps, in "
+                         f"{self._last_good()}; lower optim.lr or raise optim.warmup_steps, in "
                          "another run.dir")
 
     # ── between steps ────────────────────────────────────────────────────────────────────────────
 
     def _after_step(self, record: dict[str, float]) -> None:
         """Evaluate, log, save: in this order, so that a checkpoint never knows more than the log."""
+        self.saving.check()
         step, is_last = record["step"], record["step"] == self.total_steps
         improved, evaluated = False, step % self.train.eval_every == 0 or is_last
         stopping = self._asked_to_stop() and not is_last
@@ -302,6 +305,7 @@ class Trainer:
         if saved and parallel.is_first():
             self._save(improved)
         if stopping:
+            self.saving.join()
             raise Stopped(f"stopped after step {step:,} of {self.total_steps:,}, which is saved; the same command goes on from there")
 
     def _asked_to_stop(self) -> bool:
@@ -336,14 +340,26 @@ class Trainer:
             self.bar.write(f"stopped early: {self.train.patience} evaluations without a better {self.train.best_by}")
 
     def _save(self, improved: bool) -> None:
+        """Of the state as it is now; written beside the steps to come, and in full before the next is begun."""
         self.log.flush()
-        checkpoint.save(self.folder, self.state["step"],
-                        {"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},
-                        {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
-                         "surroundings": determinism.surroundings(self.device),
-                         **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
-                         **(self.adapter.facts() if self.adapter else {})},
-                        best=improved)
+        facts = {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
+                 "surroundings": determinism.surroundings(self.device),
+                 **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
+                 **(self.adapter.facts() if self.adapter else {})}
+        self.saving.start({"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},
+                          lambda tensors: checkpoint.save(self.folder, facts["step"], tensors, facts, improved, self.train.keep,
+                                                          self.saving.leaving.is_set))
+
+    def _last_good(self) -> str:
+        self.saving.join()
+        return str(checkpoint.find(self.folder) or "none yet")
+
+    def _refuse_little_room(self) -> None:
+        """Two checkpoints lie side by side when the second is written; where one is there already, one more."""
+        if parallel.is_first():
+            moments = 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+            there, one = bool(checkpoint.steps(self.folder)), space.size_of(self.saved.state_dict()) + moments
+            space.refuse_little(self.folder, one if there else 2 * one, "the next checkpoint" if there else "a run with two checkpoints")
 
     def _resume(self) -> None:
         parallel.from_first(lambda: mend(self.folder))
@@ -368,4 +384,4 @@ class Trainer:
         print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if self._done() else 'going on'}")
         parallel.meet()  # all have read it
         if parallel.is_first():
-            checkpoint.clean(self.folder)  # a kill after the last save leaves the folder before it
+            checkpoint.clean(self.folder, self.train.keep)  # a kill after the last save leaves the folder before it

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from minialpaca import checkpoint
+from minialpaca import checkpoint, durable
 from minialpaca.errors import UserError
 
 STATE = {"step": 1, "best": 2.5, "tokenizer": "ab"}
@@ -75,36 +75,36 @@ def test_an_old_folder_goes_only_after_the_pointers_moved(tmp_path, monkeypatch)
     seen = []
     clean = checkpoint.clean
     monkeypatch.setattr(checkpoint, "clean",
-                        lambda folder: (seen.append((folders(tmp_path), value_of(tmp_path))), clean(folder)))
+                        lambda folder, keep: (seen.append((folders(tmp_path), value_of(tmp_path))), clean(folder, keep)))
     save(tmp_path, 2, best=True)
     assert seen == [(["step-000001", "step-000002"], 2.0)] and folders(tmp_path) == ["step-000002"]
 
 
 def test_the_manifest_is_written_last_and_lists_every_file(tmp_path, monkeypatch):
-    write_text = checkpoint.Path.write_text
+    write, watched = durable.write, []
 
-    def watch(path, text, **kwargs):
+    def watch(path, text):
         if path.name == "manifest.json":
             assert sorted(os.listdir(path.parent)) == ["model.pt", "optimizer.pt", "state.json"]
             assert path.parent.name.startswith(checkpoint.TEMPORARY)
             assert sorted(json.loads(text)["files"]) == ["model.pt", "optimizer.pt", "state.json"]
             watched.append(path)
-        return write_text(path, text, **kwargs)
+        return write(path, text)
 
-    watched = []
-    monkeypatch.setattr(checkpoint.Path, "write_text", watch)
+    monkeypatch.setattr(durable, "write", watch)
     save(tmp_path, 1)
     assert len(watched) == 1
 
 
 def test_files_and_folders_are_synced_before_they_are_pointed_at(tmp_path, monkeypatch):
     events = []
-    sync, replace = checkpoint._sync, os.replace
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (events.append(("sync", path.name)), sync(path)))
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))),
+                                                     fsync(handle)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("replace", b.name)), replace(a, b)))
     save(tmp_path, 1)
     moved = events.index(("replace", "step-000001"))
-    assert {name for _, name in events[:moved]} == {"model.pt", "optimizer.pt", "state.json", "manifest.json"}
+    assert {name for _, name in events[:moved]} == {"model.pt", "optimizer.pt", "state.json", "manifest.json", ".writing-step-000001"}
     assert events[moved + 1:] == [("sync", "checkpoints"), ("sync", ".writing-last"), ("replace", "last"),
                                   ("sync", "checkpoints")]
 
@@ -157,9 +157,9 @@ class Killed(BaseException):
     """A stop that nothing catches, as SIGKILL is."""
 
 
-@pytest.mark.parametrize("moment", range(14))
+@pytest.mark.parametrize("moment", range(15))
 def test_a_kill_at_any_moment_leaves_a_whole_last_whose_best_is_at_least_as_good(tmp_path, monkeypatch, moment):
-    """Dies at the `moment`-th of the 14 file operations of a save that improved."""
+    """Dies at the `moment`-th of the 15 file operations of a save that improved."""
     save(tmp_path, 1, best=True)
     count = iter(range(100))
 

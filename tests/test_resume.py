@@ -30,7 +30,7 @@ def dying(real, left=[int(number)]):
         return result
     return call
 
-owner, name = {"log": (log.RunLog, "metrics"), "sync": (checkpoint, "_sync"), "point": (checkpoint, "point")}[moment]
+owner, name = {"log": (log.RunLog, "metrics"), "sync": (os, "fsync"), "point": (checkpoint, "point")}[moment]
 setattr(owner, name, dying(getattr(owner, name)))
 main(arguments)
 """
@@ -111,7 +111,7 @@ def test_a_killed_run_started_again_equals_the_one_left_alone(straight, commands
     done = own_process(DYING, [script, moment, str(number), *arguments])
     assert done.returncode == -9, done.stderr
     before = checkpoint.read_state(checkpoint.find(tmp_path / "run"))["step"]
-    assert 0 < before < 60 if at is None else before == at
+    assert 0 < before < 60 if at is None else before in (at, max(0, at - 7))  # one that was being written beside is lost
     shown = [step for step, _ in curves(tmp_path / "run")["loss"]]
     assert shown[:before] == list(range(1, before + 1))  # a checkpoint never knows more than the curves
     while int(time.time()) <= max(int(f.name.split(".")[3]) for f in (tmp_path / "run" / "tensorboard").iterdir()):

@@ -520,6 +520,8 @@ class TrainConfig:
     """Whether layers keep nothing but their input and are computed again on the way back (activation checkpointing): less memory, a third more time, the same numbers."""
     save_every: int = 0
     """Steps between checkpoints besides those at evaluations; 0 for none."""
+    keep: int = 1
+    """How many of the newest checkpoints stay, besides the `best`."""
     best_by: str = "val_loss"
     """What makes a checkpoint the `best`: `val_loss`, or in classification `val_accuracy` or `val_macro_f1`."""
     patience: int = 0
@@ -527,7 +529,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _check(self, {name: (getattr(self, name) >= 1, "must be at least 1")
-                      for name in ("batch_size", "accumulation", "eval_every")})
+                      for name in ("batch_size", "accumulation", "eval_every", "keep")})
         _check(self, {name: (getattr(self, name) >= 0, "must not be negative")
                       for name in ("steps", "eval_batches", "save_every", "patience")})
         _check(self, {"epochs": (0 < self.epochs < math.inf, "must be positive"),
