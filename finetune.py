@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     refuse_other_world(settings, base_settings)
     folder, labels = Path(settings.run.dir), settings.task.name == "classification"
     with run.opened(folder, settings.run.resume):
-        run.refuse_other_recipe(folder, settings, tokenizer)
+        recipe = run.refuse_other_recipe(folder, settings, tokenizer)
         task = Classification(settings, tokenizer) if labels else Instruction(settings, tokenizer)
         backbone = base_model(settings, tokenizer)
         model = (classify.classifier(settings, backbone, task.groups) if labels else backbone).to(device)
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
         shown = RankObserver(watch, adapter) if isinstance(adapter, AdaLoRA) else watch
         attack = attack_on(backbone.embed, settings.adversarial, settings.model.tie_embeddings and not labels)
         trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, shown, settings.loss.l2,
-                          adapter, attack)
+                          adapter, attack, recipe)
         if labels:
             classify.keep_labels(folder, task.groups)
         run.keep(folder, settings, tokenizer)

@@ -35,14 +35,14 @@ def main(arguments: list[str]) -> None:
     with run.opened(folder, settings.run.resume) as exists:
         tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
         settings = with_vocabulary(settings, tokenizer)
-        run.refuse_other_recipe(folder, settings, tokenizer)
+        recipe = run.refuse_other_recipe(folder, settings, tokenizer)
         scripts.show_settings(settings)
         task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
         model = run.build(settings, device)
         watch = watcher(settings, task, tokenizer)
         attack = attack_on(model.embed, settings.adversarial, settings.model.tie_embeddings)
         trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2,
-                          attack=attack)
+                          attack=attack, recipe=recipe)
         run.keep(folder, settings, tokenizer)
         print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")
 

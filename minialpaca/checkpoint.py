@@ -79,9 +79,9 @@ def _write(part: Path, tensors: dict[str, dict], state: dict, abandoned: Callabl
 def _same(read, meant) -> bool:
     """To the bit: the sign of a zero and a NaN's payload, too."""
     if isinstance(meant, Tensor):
-        meant = meant.detach().cpu()
+        bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(meant.element_size(), torch.uint8)
         return (isinstance(read, Tensor) and read.dtype == meant.dtype and read.shape == meant.shape
-                and torch.equal(read.contiguous().reshape(-1).view(torch.uint8), meant.contiguous().reshape(-1).view(torch.uint8)))
+                and torch.equal(read.reshape(-1).view(bits), meant.detach().cpu().reshape(-1).view(bits)))
     if isinstance(meant, dict):
         return isinstance(read, dict) and list(read) == list(meant) and all(_same(read[key], meant[key]) for key in meant)
     if isinstance(meant, (list, tuple)):

@@ -1,7 +1,8 @@
 """What a run says while it works: a progress bar, `metrics.jsonl`, and TensorBoard.
 
 `metrics.jsonl` has one object a line: `step`, `loss`, `lr`, `grad_norm`, `tokens_per_s`, and
-`val_loss` where there was an evaluation (step 0 has nothing else). It is the record; the TensorBoard
+`val_loss` where there was an evaluation (step 0 has nothing else); a line with `changed` says what of the recipe
+is another one from its step on. It is the record; the TensorBoard
 events show the same numbers, with sample answers and attention maps beside them.
 """
 
@@ -111,6 +112,18 @@ class RunLog:
             if name != "step":
                 self.board.add_scalar(name, value, record["step"])
 
+    def note(self, record: dict) -> None:
+        """A line that is no step's numbers but holds from its step on; once, however often the run is continued there."""
+        line = json.dumps(record, ensure_ascii=False)
+        print(f"note: from step {record['step']:,} on: {'; '.join(record['changed'])} ({record['note']})")
+        try:
+            if line not in self.path.read_text(encoding="utf-8").splitlines():
+                self.file.write(line + "\n")
+                self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {reason(error)}") from None
+        self.board.add_text("recipe", line, record["step"])
+
     def text(self, name: str, text: str, step: int) -> None:
         self.board.add_text(name, text, step)
 
@@ -131,6 +144,9 @@ class NoLog:
     """Of the processes beside the first: nothing is written twice."""
 
     def metrics(self, record: dict[str, float]) -> None:
+        pass
+
+    def note(self, record: dict) -> None:
         pass
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minialpaca import checkpoint, config, lock, parallel
+from minialpaca import checkpoint, config, lock, parallel, recipe
 from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.errors import UserError, reason
 from minialpaca.heads import backbone_weights
@@ -19,7 +19,6 @@ from minialpaca.peft import Adapter, apply
 from minialpaca.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER, METRICS = "config.toml", "tokenizer.model", "metrics.jsonl"
-MAY_CHANGE = ("run.", "train.keep")  # where and how a run is continued; everything else is the recipe
 TOO_MUCH = (RuntimeError, MemoryError, OverflowError, TypeError)  # PyTorch's ways of saying that memory will not do
 
 
@@ -79,22 +78,20 @@ def _remove(entries: set[Path], folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> None:
-    """A run is continued as it was begun, before anything of it is touched."""
+def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> recipe.Recipe:
+    """A run is continued as it was begun, before anything of it is touched; what changed all the same is in the answer."""
     if not (folder / CONFIG).exists():
-        return
+        return recipe.Recipe(recipe.of(settings, parallel.size()))
     old = settings_of(folder)
     if type(old) is not type(settings):
         raise UserError(f"{folder}: holds a run of {'finetune.py' if isinstance(old, FinetuneConfig) else 'train.py'}; "
                         "choose another run.dir")
-    changed = [d for d in config.differences(old, settings) if not d.startswith(MAY_CHANGE) or d.startswith("run.seed")]
-    if changed:
-        raise UserError(f"{folder}: holds a run with another recipe ({'; '.join(changed)}); go on with that one, "
-                        "choose another run.dir, or delete the folder")
+    goes_on = recipe.continued(folder, old, settings)
     if Tokenizer.load(folder / TOKENIZER).sha256 != tokenizer.sha256:
         raise UserError(f"{folder / TOKENIZER}: is not the tokenizer of this run's data; choose another run.dir")
     if place := checkpoint.find(folder):  # before token files are written with another one
         _refuse_other_tokenizer(place, tokenizer.sha256)
+    return goes_on
 
 
 def refuse_merged(folder: Path) -> None:
@@ -106,15 +103,17 @@ def refuse_merged(folder: Path) -> None:
 
 
 def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
-    """Write the resolved config and the tokenizer, where they are not there yet."""
+    """Write the resolved config and the tokenizer, where they are not there yet, and a config that has changed."""
     if not parallel.is_first():
         return
-    if (folder / CONFIG).exists():
+    begun = (folder / CONFIG).exists()
+    if begun and recipe.of(settings_of(folder), 1) == recipe.of(settings, 1):
         parallel.meet()
         return
     part, place = folder / (CONFIG + ".part"), folder / TOKENIZER
     try:
-        tokenizer.save(place)
+        if not begun:
+            tokenizer.save(place)
         place = folder / CONFIG
         part.write_text(config.to_toml(settings), encoding="utf-8")
         os.replace(part, place)  # last: a folder with a config has its tokenizer

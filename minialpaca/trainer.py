@@ -23,6 +23,7 @@ from minialpaca.objectives import squared_norm
 from minialpaca.optim import build_adamw, clip_by_global_norm, global_norm, learning_rate
 from minialpaca.peft import Adapter
 from minialpaca.precision import LossScaler
+from minialpaca.recipe import Recipe
 from minialpaca.signals import Stop, heard
 from minialpaca.tasks import Task
 
@@ -79,9 +80,9 @@ class Trainer:
 
     def __init__(self, model: nn.Module, task: Task, optim: OptimConfig, train: TrainConfig, seed: int,
                  folder: Path, observe: Observer = lambda model, log, step: None, l2: float = 0.0,
-                 adapter: Adapter | None = None, attack: Attack = Clean()):
+                 adapter: Adapter | None = None, attack: Attack = Clean(), recipe: Recipe = Recipe()):
         self.model, self.task, self.optim, self.train, self.l2 = model, task, optim, train, l2
-        self.attack = attack
+        self.attack, self.recipe = attack, recipe
         self.adapter, self.saved = adapter, adapter or model  # with an adapter, its tensors alone are trained and saved
         refuse_unmeasured(train, task)
         self.seed, self.folder, self.observe = seed, folder, observe
@@ -118,6 +119,8 @@ class Trainer:
         with determinism.explained(), heard() as self.stop, progress("training", self.total_steps, "steps", self.state["step"]) as bar:
             self.log, self.bar = RunLog(self.folder, self.state["step"]) if parallel.is_first() else NoLog(), bar
             with contextlib.closing(self.log), self.saving:
+                if self.recipe.now:
+                    self.log.note(self.recipe.now)
                 if self.train.deterministic and not self._done():
                     determinism.try_out(self._next_backward, self.model.parameters())
                 if self.state["step"] == 0:
@@ -343,7 +346,7 @@ class Trainer:
         """Of the state as it is now; written beside the steps to come, and in full before the next is begun."""
         self.log.flush()
         facts = {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
-                 "surroundings": determinism.surroundings(self.device),
+                 **self.recipe.facts(), "surroundings": determinism.surroundings(self.device),
                  **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
                  **(self.adapter.facts() if self.adapter else {})}
         self.saving.start({"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},

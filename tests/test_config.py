@@ -291,7 +291,7 @@ def test_an_impossible_value_is_refused_by_section_and_field(section, name, valu
 def test_every_field_that_can_be_impossible_is_in_the_table():
     """What is left can be any value of its type."""
     free = {f"{s.__name__}.{f.name}" for s in SECTIONS for f in dataclasses.fields(s) if f.name not in IMPOSSIBLE[s]}
-    assert free == {"CorpusConfig.val_source", "CorpusConfig.text_field", "InstructionConfig.val_source",
+    assert free == {"RunConfig.allow_change", "CorpusConfig.val_source", "CorpusConfig.text_field", "InstructionConfig.val_source",
                     "InstructionConfig.test_source", "TokenizerConfig.path", "ModelConfig.tie_embeddings",
                     "SampleConfig.prompts", "ClassesConfig.lines", "ClassesConfig.header", "ClassesConfig.quotes",
                     "TrainConfig.recompute", "TrainConfig.deterministic", "AdapterConfig.rank_stabilised", "AdversarialConfig.tied"}

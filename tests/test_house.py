@@ -1,7 +1,6 @@
 """The house rules that source code can be asked about: who imports whom, and what is never used."""
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -55,21 +54,6 @@ def test_the_modules_are_found():
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_hugging_face_and_no_pickle(path):
     assert not {i.partition(".")[0] for i in imports_of(path)} & FOREIGN
-
-
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_loading_runs_no_code(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in ("eval", "exec", "compile", "__import__", "os.system"), f"{path}:{node.lineno}"
-            assert not re.fullmatch(r"(pickle|dill|marshal)\.loads?", called), f"{path}:{node.lineno}"
-            if called in ("torch.load", "load") or called.endswith("jit.load"):
-                given = {k.arg: ast.unparse(k.value) for k in node.keywords}
-                assert called == "torch.load" and given.get("weights_only") == "True", f"{path}:{node.lineno}"
-            if called in ("np.load", "numpy.load"):
-                assert {k.arg: ast.unparse(k.value)
-                        for k in node.keywords}.get("allow_pickle") != "True", f"{path}:{node.lineno}"
 
 
 def test_there_is_one_place_that_loads_tensors():

@@ -58,6 +58,8 @@ class RunConfig:
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps`."""
     resume: str = "auto"
     """`auto` continues the run found in the folder; `never` refuses a folder that already holds one."""
+    allow_change: bool = False
+    """Whether a run may go on with other values of optim, train, loss, adversarial or samples than it began with; that is recorded."""
 
     def __post_init__(self):
         _check(self, {
