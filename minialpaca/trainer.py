@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import checkpoint, determinism, memory, parallel, precision, run, space
+from minialpaca import determinism, memory, parallel, precision
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
-from minialpaca.background import Background
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
 from minialpaca.data.order import raw
+from minialpaca.duration import batches_of_run, refuse_endless
 from minialpaca.errors import Stopped, UserError
+from minialpaca.keeper import Keeper
 from minialpaca.log import NoLog, RunLog, progress
-from minialpaca.mend import mend
 from minialpaca.objectives import squared_norm
 from minialpaca.optim import build_adamw, clip_by_global_norm, global_norm, learning_rate
 from minialpaca.peft import Adapter
@@ -28,8 +28,6 @@ from minialpaca.signals import Stop, heard
 from minialpaca.tasks import Task
 
 Observer = Callable[[nn.Module, RunLog, int], None]  # shows sample answers and attention maps at an evaluation
-
-LONGEST = 1 << 53
 
 
 def evaluate(model: nn.Module, task: Task, device: torch.device) -> dict[str, float]:
@@ -45,20 +43,6 @@ def evaluate(model: nn.Module, task: Task, device: torch.device) -> dict[str, fl
 def refuse_unmeasured(train: TrainConfig, task: Task) -> None:
     if train.best_by not in task.measures:
         raise UserError(f"train.best_by = {train.best_by!r}: this task measures {', '.join(task.measures)}")
-
-
-def refuse_endless(train: TrainConfig, optim: OptimConfig, batches_per_epoch: int) -> None:
-    """Counts that a float does not hold exactly: nobody sees their end, and the arithmetic of rates overflows."""
-    counts = {"train.steps": train.steps, "train.accumulation": train.accumulation, "optim.warmup_steps": optim.warmup_steps,
-              "train.epochs": 0 if train.steps else train.epochs * batches_per_epoch}
-    for name, count in counts.items():
-        if count > LONGEST:
-            raise UserError(f"{name}: asks for more than 2⁵³ steps; give a number that comes to an end")
-
-
-def batches_of_run(train: TrainConfig, batches_per_epoch: int, a_step: int) -> int:
-    """Micro-batches from the first step to the last, of all processes, `a_step` in each step."""
-    return train.steps * a_step if train.steps else max(1, round(train.epochs * batches_per_epoch))
 
 
 def counted(batches: dict[int, Batch]) -> list[int]:
@@ -83,7 +67,7 @@ class Trainer:
                  adapter: Adapter | None = None, attack: Attack = Clean(), recipe: Recipe = Recipe()):
         self.model, self.task, self.optim, self.train, self.l2 = model, task, optim, train, l2
         self.attack, self.recipe = attack, recipe
-        self.adapter, self.saved = adapter, adapter or model  # with an adapter, its tensors alone are trained and saved
+        self.adapter = adapter  # with one, its tensors alone are trained and saved
         refuse_unmeasured(train, task)
         self.seed, self.folder, self.observe = seed, folder, observe
         self.device = next(model.parameters()).device
@@ -99,15 +83,17 @@ class Trainer:
         if adapter:
             adapter.refuse_patience(train.patience)
             adapter.start(self.total_steps)
-        self._refuse_little_room()
-        self.stop, self.saving = Stop(), Background()
+        self.keeper = Keeper(folder, train, task, adapter or model, self.optimizer, self.scaler, recipe, self.device)
+        self.keeper.refuse_little_room()
+        self.stop = Stop()
         self.state = {"step": 0, "best": None, "evaluations_without_gain": 0, "stopped_early": False}
 
     # ── the whole run ────────────────────────────────────────────────────────────────────────────
 
     def fit(self) -> dict:
         """Train to the last step or to the end of patience, continuing from the last checkpoint if there is one."""
-        self._resume()
+        if place := self.keeper.resume(self.state):
+            print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if self._done() else 'going on'}")
         if self.total_steps <= self.optim.warmup_steps:
             print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
                   f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
@@ -118,7 +104,7 @@ class Trainer:
                 print("    (of tensors; what the system's allocator holds back comes on top: docs/RELIABILITY.md)")
         with determinism.explained(), heard() as self.stop, progress("training", self.total_steps, "steps", self.state["step"]) as bar:
             self.log, self.bar = RunLog(self.folder, self.state["step"]) if parallel.is_first() else NoLog(), bar
-            with contextlib.closing(self.log), self.saving:
+            with contextlib.closing(self.log), self.keeper.saving:
                 if self.recipe.now:
                     self.log.note(self.recipe.now)
                 if self.train.deterministic and not self._done():
@@ -127,8 +113,8 @@ class Trainer:
                     self._after_step({"step": 0})
                 while not self._done():
                     self._after_step(self.take_step())
-        if self.saving.count:
-            print(self.saving)
+        if self.keeper.saving.count:
+            print(self.keeper.saving)
         return self.state
 
     def _done(self) -> bool:
@@ -162,7 +148,7 @@ class Trainer:
                 raise
             advice = memory.knobs(self.train.batch_size, self.train.accumulation, self.train.recompute, self.adapter is not None)
             raise UserError(f"{where}: the memory of {self.device} is exhausted; {advice}, in another run.dir; the last good checkpoint is "
-                            f"{self._last_good()}") from None
+                            f"{self.keeper.last_good()}") from None
 
     def _try_step(self) -> dict[str, float] | None:
         """One optimiser step over `accumulation` micro-batches; None where its gradient overflowed."""
@@ -259,7 +245,7 @@ class Trainer:
             if self.scaler.skipped_in_a_row >= self.scaler.LIMIT:
                 raise UserError(f"step {step + 1}: {self.scaler.LIMIT} times in a row the gradient was not finite, the last at loss scale "
                                 f"{self.scaler.scale:.3g}; nothing was updated, the last good checkpoint is "
-                                f"{self._last_good()}; lower optim.lr, or set train.precision to bf16 or fp32")
+                                f"{self.keeper.last_good()}; lower optim.lr, or set train.precision to bf16 or fp32")
         elif not finite:
             raise self._diverged(step + 1, f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']}", "updated")
         return finite
@@ -282,14 +268,14 @@ class Trainer:
     def _diverged(self, step: int, what: str, undone: str) -> UserError:
         lr = learning_rate(self.optim, max(0, step - 1), self.total_steps)
         return UserError(f"step {step}: {what} at learning rate {lr:.3g}; nothing was {undone}, the last good checkpoint is "
-                         f"{self._last_good()}; lower optim.lr or raise optim.warmup_steps, in "
+                         f"{self.keeper.last_good()}; lower optim.lr or raise optim.warmup_steps, in "
                          "another run.dir")
 
     # ── between steps ────────────────────────────────────────────────────────────────────────────
 
     def _after_step(self, record: dict[str, float]) -> None:
         """Evaluate, log, save: in this order, so that a checkpoint never knows more than the log."""
-        self.saving.check()
+        self.keeper.saving.check()
         step, is_last = record["step"], record["step"] == self.total_steps
         improved, evaluated = False, step % self.train.eval_every == 0 or is_last
         stopping = self._asked_to_stop() and not is_last
@@ -306,9 +292,10 @@ class Trainer:
         self.log.metrics(record)
         self._show(record, improved)
         if saved and parallel.is_first():
-            self._save(improved)
+            self.log.flush()
+            self.keeper.save(self.state, improved)
         if stopping:
-            self.saving.join()
+            self.keeper.saving.join()
             raise Stopped(f"stopped after step {step:,} of {self.total_steps:,}, which is saved; the same command goes on from there")
 
     def _asked_to_stop(self) -> bool:
@@ -341,50 +328,3 @@ class Trainer:
                            f"validation loss {record['val_loss']:.4f}{others}{' (best)' if improved else ''}")
         if self.state["stopped_early"]:
             self.bar.write(f"stopped early: {self.train.patience} evaluations without a better {self.train.best_by}")
-
-    def _save(self, improved: bool) -> None:
-        """Of the state as it is now; written beside the steps to come, and in full before the next is begun."""
-        self.log.flush()
-        facts = {**self.state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
-                 **self.recipe.facts(), "surroundings": determinism.surroundings(self.device),
-                 **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
-                 **(self.adapter.facts() if self.adapter else {})}
-        self.saving.start({"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},
-                          lambda tensors: checkpoint.save(self.folder, facts["step"], tensors, facts, improved, self.train.keep,
-                                                          self.saving.leaving.is_set))
-
-    def _last_good(self) -> str:
-        self.saving.join()
-        return str(checkpoint.find(self.folder) or "none yet")
-
-    def _refuse_little_room(self) -> None:
-        """Two checkpoints lie side by side when the second is written; where one is there already, one more."""
-        if parallel.is_first():
-            moments = 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-            there, one = bool(checkpoint.steps(self.folder)), space.size_of(self.saved.state_dict()) + moments
-            space.refuse_little(self.folder, one if there else 2 * one, "the next checkpoint" if there else "a run with two checkpoints")
-
-    def _resume(self) -> None:
-        parallel.from_first(lambda: mend(self.folder))
-        place = checkpoint.find(self.folder)
-        if place is None:
-            return
-        run.load_weights(self.saved, place, self.task.tokenizer_sha256)
-        saved = checkpoint.read_state(place)
-        if not {*self.state, "data"} <= saved.keys():
-            raise UserError(f"{place / 'state.json'}: lacks {', '.join({*self.state, 'data'} - saved.keys())}; it is of another "
-                            "version of minialpaca; choose another run.dir")
-        if saved["data"] != self.task.data_sha256:
-            raise UserError(f"{self.folder}: the data are not those that this run began with; put them back, or choose "
-                            "another run.dir for the new ones")
-        if self.train.deterministic:
-            determinism.refuse_others(saved.get("surroundings", {}), self.device, str(place))
-        checkpoint.restore(place, "optimizer", self.optimizer)
-        if self.scaler and "scaler" in saved:
-            self.scaler.load_state_dict(saved["scaler"])
-        if saved["step"]:  # step 0 is evaluated once more, and judged as if for the first time
-            self.state = {key: saved[key] for key in self.state}
-        print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if self._done() else 'going on'}")
-        parallel.meet()  # all have read it
-        if parallel.is_first():
-            checkpoint.clean(self.folder, self.train.keep)  # a kill after the last save leaves the folder before it

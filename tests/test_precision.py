@@ -312,7 +312,7 @@ def test_the_scaler_is_in_the_checkpoint(tmp_path):
     tuning.fit()
     assert checkpoint.read_state(checkpoint.find(tmp_path))["scaler"] == tuning.scaler.state_dict()
     again = make(tmp_path, "fp16", model=Transformer(MODEL), task=Overflowing(ragged(12), 4, ragged(4), 4), steps=4, save_every=1)
-    again._resume()
+    again.keeper.resume(again.state)
     assert again.scaler.state_dict() == tuning.scaler.state_dict() and again.scaler.skipped >= 3
 
 

@@ -465,8 +465,8 @@ def test_what_a_task_does_not_measure_cannot_choose_the_best(tmp_path, task, bes
 def test_checkpoints_come_at_evaluations_and_every_so_many_steps(tmp_path, monkeypatch):
     saved = []
     run = make(tmp_path, Ragged(ragged(8), 2, ragged(2)), steps=9, eval_every=4, save_every=3)
-    save = run._save
-    monkeypatch.setattr(run, "_save", lambda improved: (saved.append(run.state["step"]), save(improved)))
+    save = run.keeper.save
+    monkeypatch.setattr(run.keeper, "save", lambda state, improved: (saved.append(state["step"]), save(state, improved)))
     run.fit()
     assert saved == [0, 3, 4, 6, 8, 9]
 

@@ -1,0 +1,79 @@
+"""What of a run is kept, and found again by the same command: tensors, counters, and what they belong to."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minialpaca import checkpoint, determinism, parallel, run, space
+from minialpaca.background import Background
+from minialpaca.config import TrainConfig
+from minialpaca.errors import UserError
+from minialpaca.mend import mend
+from minialpaca.peft import Adapter
+from minialpaca.precision import LossScaler
+from minialpaca.recipe import Recipe
+from minialpaca.tasks import Task
+
+
+class Keeper:
+    """Saves beside the training, into the checkpoints of one folder; takes up where they end."""
+
+    def __init__(self, folder: Path, train: TrainConfig, task: Task, saved: nn.Module | Adapter,
+                 optimizer: torch.optim.Optimizer, scaler: LossScaler | None, recipe: Recipe, device: torch.device):
+        self.folder, self.train, self.task, self.saved = folder, train, task, saved
+        self.optimizer, self.scaler, self.recipe, self.device = optimizer, scaler, recipe, device
+        self.saving = Background()
+
+    def refuse_little_room(self) -> None:
+        """Two checkpoints lie side by side when the second is written; where one is there already, one more."""
+        if parallel.is_first():
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            one = space.size_of(self.saved.state_dict()) + 2 * sum(p.numel() * p.element_size() for p in trained)
+            there = bool(checkpoint.steps(self.folder))
+            space.refuse_little(self.folder, one if there else 2 * one, "the next checkpoint" if there else "a run with two checkpoints")
+
+    def save(self, state: dict, improved: bool) -> None:
+        """What is now; written beside the steps to come, and in full before the next is begun."""
+        facts = {**state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
+                 **self.recipe.facts(), "surroundings": determinism.surroundings(self.device),
+                 **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
+                 **(self.saved.facts() if isinstance(self.saved, Adapter) else {})}
+        self.saving.start({"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},
+                          lambda tensors: checkpoint.save(self.folder, facts["step"], tensors, facts, improved, self.train.keep,
+                                                          self.saving.leaving.is_set))
+
+    def last_good(self) -> str:
+        """For a message: the checkpoint to go back to."""
+        self.saving.join()
+        return str(checkpoint.find(self.folder) or "none yet")
+
+    def resume(self, state: dict) -> Path | None:
+        """The last checkpoint's tensors put back, and its counters into `state`; None where there is none."""
+        parallel.from_first(lambda: mend(self.folder))
+        place = checkpoint.find(self.folder)
+        if place is None:
+            return None
+        run.load_weights(self.saved, place, self.task.tokenizer_sha256)
+        known = checkpoint.read_state(place)
+        self._refuse_others(place, known, state)
+        checkpoint.restore(place, "optimizer", self.optimizer)
+        if self.scaler and "scaler" in known:
+            self.scaler.load_state_dict(known["scaler"])
+        parallel.meet()  # all have read it
+        if parallel.is_first():
+            checkpoint.clean(self.folder, self.train.keep)  # a kill after the last save leaves the folder before it
+        if known["step"]:  # step 0 is evaluated once more, and judged as if for the first time
+            state.update({key: known[key] for key in state})
+        return place
+
+    def _refuse_others(self, place: Path, known: dict, state: dict) -> None:
+        """Of another version, of other data; where the bits are promised, from other surroundings."""
+        if lacking := {*state, "data"} - known.keys():
+            raise UserError(f"{place / 'state.json'}: lacks {', '.join(sorted(lacking))}; it is of another version of minialpaca; choose "
+                            "another run.dir")
+        if known["data"] != self.task.data_sha256:
+            raise UserError(f"{self.folder}: the data are not those that this run began with; put them back, or choose "
+                            "another run.dir for the new ones")
+        if self.train.deterministic:
+            determinism.refuse_others(known.get("surroundings", {}), self.device, str(place))
