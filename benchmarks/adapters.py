@@ -62,7 +62,7 @@ def trained_share(folder: Path, base: PretrainConfig) -> float:
     """Per cent of the base's parameters that the optimiser moved: it keeps two moments of each."""
     import torch
 
-    from minialpaca import checkpoint
+    from minialpaca.storage import checkpoint
 
     moments = torch.load(checkpoint.find(folder) / "optimizer.pt", weights_only=True)["state"].values()
     return 100 * sum(s["exp_avg"].numel() for s in moments) / sum(p.numel() for p in Transformer(base.model).parameters())

@@ -30,8 +30,8 @@ import finetune
 import train
 from benchmarks.kills import COMMON, MODEL, write_data
 from benchmarks.main_job import ROOT
-from minialpaca import checkpoint
 from minialpaca.log import progress
+from minialpaca.storage import checkpoint
 from minialpaca.trainer import Trainer
 
 TINY = ["run.device=cpu", "train.steps=2", "train.batch_size=4", "train.eval_every=2", "train.eval_batches=1", "samples.count=0"]

@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.main_job import ROOT
-from minialpaca import checkpoint
 from minialpaca.log import progress
+from minialpaca.storage import checkpoint
 
 STEPS = 24
 COMMON = ["run.device=cpu", f"train.steps={STEPS}", "train.batch_size=4", "train.eval_every=6", "train.eval_batches=2", "train.save_every=2",

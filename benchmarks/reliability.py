@@ -18,8 +18,8 @@ from unittest import mock
 
 import torch
 
-from minialpaca import checkpoint, space
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint, space
 
 WEIGHTS = 60_000  # floats: 240 kB of model, as much again of moments
 

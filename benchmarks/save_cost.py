@@ -19,12 +19,12 @@ from unittest import mock
 
 import torch
 
-from minialpaca import checkpoint, durable
-from minialpaca.background import Background
 from minialpaca.config import ModelConfig, OptimConfig
 from minialpaca.data.batch import collate
 from minialpaca.model import Transformer
 from minialpaca.optim import build_adamw
+from minialpaca.storage import checkpoint, durable
+from minialpaca.storage.background import Background
 from minialpaca.tasks import next_token_loss
 
 SIZE = ModelConfig(vocab_size=52_000, d_model=768, n_layers=12, n_heads=12, d_ff=2048, max_seq_len=256)

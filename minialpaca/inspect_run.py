@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from minialpaca import checkpoint, config, run
+from minialpaca import config, run
 from minialpaca.config import FinetuneConfig
 from minialpaca.data.token_file import TokenFile
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint
 from minialpaca.tasks import Task
 from minialpaca.tokenizer import Tokenizer
 

@@ -5,14 +5,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minialpaca import checkpoint, determinism, parallel, run, space
-from minialpaca.background import Background
+from minialpaca import determinism, parallel, run
 from minialpaca.config import TrainConfig
 from minialpaca.errors import UserError
-from minialpaca.mend import mend
 from minialpaca.peft import Adapter
 from minialpaca.precision import LossScaler
-from minialpaca.recipe import Recipe
+from minialpaca.storage import checkpoint, space
+from minialpaca.storage.background import Background
+from minialpaca.storage.mend import mend
+from minialpaca.storage.recipe import Recipe
 from minialpaca.tasks import Task
 
 

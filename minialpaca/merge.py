@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minialpaca import checkpoint, classify, run
+from minialpaca import classify, run
 from minialpaca.config import AdapterConfig, FinetuneConfig
 from minialpaca.errors import UserError, command
 from minialpaca.model import Transformer
 from minialpaca.peft import active
+from minialpaca.storage import checkpoint
 from minialpaca.tokenizer import Tokenizer
 
 

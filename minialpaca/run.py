@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minialpaca import checkpoint, config, lock, parallel, recipe
+from minialpaca import config, parallel
 from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.errors import UserError, reason
 from minialpaca.heads import backbone_weights
 from minialpaca.model import Transformer
 from minialpaca.peft import Adapter, apply
+from minialpaca.storage import checkpoint, lock, recipe
 from minialpaca.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER, METRICS = "config.toml", "tokenizer.model", "metrics.jsonl"

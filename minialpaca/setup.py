@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from minialpaca import checkpoint, run
+from minialpaca import run
 from minialpaca.config import FinetuneConfig, ModelConfig, PretrainConfig
 from minialpaca.data import corpus, world
 from minialpaca.data.instructions import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
@@ -12,6 +12,7 @@ from minialpaca.data.noise import ADDED
 from minialpaca.errors import UserError
 from minialpaca.log import progress
 from minialpaca.model import Transformer
+from minialpaca.storage import checkpoint
 from minialpaca.tokenizer import Tokenizer
 
 PROMPT_COPIES = 200  # how often the tokenizer sees the Alpaca prompts, so that they cost few tokens later

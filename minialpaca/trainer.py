@@ -23,8 +23,8 @@ from minialpaca.objectives import squared_norm
 from minialpaca.optim import build_adamw, clip_by_global_norm, global_norm, learning_rate
 from minialpaca.peft import Adapter
 from minialpaca.precision import LossScaler
-from minialpaca.recipe import Recipe
 from minialpaca.signals import Stop, heard
+from minialpaca.storage.recipe import Recipe
 from minialpaca.tasks import Task
 
 Observer = Callable[[nn.Module, RunLog, int], None]  # shows sample answers and attention maps at an evaluation

@@ -6,8 +6,9 @@ import torch
 from running import in_process, json_lines, refused
 
 import train
-from minialpaca import checkpoint, determinism
+from minialpaca import determinism
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint
 from minialpaca.tasks.pretrain import CausalLM
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

@@ -13,9 +13,10 @@ from test_resume import assert_equal, metrics
 
 import finetune
 import train
-from minialpaca import chat, checkpoint, classify, generate, merge
+from minialpaca import chat, classify, generate, merge
 from minialpaca.config import FinetuneConfig, load
 from minialpaca.data.splits import split_texts
+from minialpaca.storage import checkpoint
 from minialpaca.trainer import Trainer
 
 TINY = """

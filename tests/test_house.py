@@ -62,7 +62,7 @@ def test_there_is_one_place_that_loads_tensors():
     assert [name for name, call in calls if ast.unparse(call.func) == "torch.load"] == ["checkpoint.py"]
 
 
-ABOVE = {"minialpaca.trainer", "minialpaca.run", "minialpaca.scripts", "minialpaca.generate", "minialpaca.checkpoint"}
+ABOVE = {"minialpaca.trainer", "minialpaca.run", "minialpaca.scripts", "minialpaca.generate", "minialpaca.storage.checkpoint"}
 
 
 @pytest.mark.parametrize("floor", ["config", "tokenizer", "objectives", "model", "sampling", "errors", "data.order",

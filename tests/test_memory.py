@@ -9,10 +9,11 @@ from commands import pretrain
 from running import refused
 
 from benchmarks.memory import run_case
-from minialpaca import checkpoint, memory, precision
+from minialpaca import memory, precision
 from minialpaca.config import AdapterConfig, ModelConfig
 from minialpaca.model import Transformer
 from minialpaca.peft import apply
+from minialpaca.storage import checkpoint
 from minialpaca.tasks.pretrain import CausalLM
 
 CFG = ModelConfig(vocab_size=211, d_model=96, n_layers=4, n_heads=6, d_ff=160, max_seq_len=64)

@@ -9,7 +9,7 @@ import torch
 from test_trainer import MODEL, PLAIN, Ragged, ragged
 from torch import nn
 
-from minialpaca import checkpoint, linear_cross_entropy, precision
+from minialpaca import linear_cross_entropy, precision
 from minialpaca import model as model_module
 from minialpaca.adversarial import attack_on
 from minialpaca.config import AdapterConfig, AdversarialConfig, ModelConfig, OptimConfig, TrainConfig
@@ -17,6 +17,7 @@ from minialpaca.errors import UserError
 from minialpaca.model import Transformer
 from minialpaca.peft import apply
 from minialpaca.precision import SHORT, LossScaler, active, casting, policy, unscale
+from minialpaca.storage import checkpoint
 from minialpaca.tasks import next_token_loss
 from minialpaca.trainer import Trainer
 

@@ -11,13 +11,15 @@ from running import in_process, own_process
 
 import finetune
 import train
-from minialpaca import checkpoint, trainer
+from minialpaca import trainer
+from minialpaca.storage import checkpoint
 
 # Runs a script and dies by SIGKILL: at the `number`-th line of the log, or at the `number`-th file synced.
 DYING = """
 import os, signal, sys
 script, moment, number, *arguments = sys.argv[1:]
-from minialpaca import checkpoint, log
+from minialpaca import log
+from minialpaca.storage import checkpoint
 import importlib
 main = importlib.import_module(script).main
 

@@ -14,8 +14,9 @@ from test_house import FILES, name_of
 
 import finetune
 import train
-from minialpaca import checkpoint, generate, run
+from minialpaca import generate, run
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint
 from minialpaca.tokenizer import Tokenizer
 
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "subprocess", "yaml", "ruamel", "pty", "code",

@@ -9,7 +9,8 @@ import time
 import pytest
 from running import ROOT, json_lines
 
-from minialpaca import checkpoint, signals
+from minialpaca import signals
+from minialpaca.storage import checkpoint
 
 COUNTED = ("step", "loss", "lr", "grad_norm", "val_loss")
 

@@ -10,7 +10,7 @@ import pytest
 import spelled
 import torch
 
-from minialpaca import checkpoint, trainer
+from minialpaca import trainer
 from minialpaca.adversarial import attack_on
 from minialpaca.config import AdversarialConfig, ModelConfig, OptimConfig, TrainConfig
 from minialpaca.data.batch import collate
@@ -18,6 +18,7 @@ from minialpaca.errors import UserError
 from minialpaca.model import Transformer
 from minialpaca.objectives import IGNORE
 from minialpaca.optim import learning_rate
+from minialpaca.storage import checkpoint
 from minialpaca.tasks import Task, next_token_loss
 from minialpaca.trainer import Trainer, evaluate
 

@@ -11,11 +11,12 @@ from commands import is_no_run, tune
 from running import ROOT, in_process, json_lines, module, refusal, refused
 
 import finetune
-from minialpaca import chat, checkpoint, generate, merge, peft, run
+from minialpaca import chat, generate, merge, peft, run
 from minialpaca.config.sections import LOW_RANK
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError
 from minialpaca.peft import METHODS, active
+from minialpaca.storage import checkpoint
 from minialpaca.trainer import Trainer
 
 SETTINGS = {"adalora": ["adapter.rank=4", "adapter.target_rank=2", "adapter.interval=1", "train.steps=12"],

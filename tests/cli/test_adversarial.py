@@ -5,9 +5,9 @@ import torch
 from commands import tune
 from running import json_lines, refused
 
-from minialpaca import checkpoint
 from minialpaca.config import ATTACKS
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint
 from minialpaca.trainer import Trainer
 
 METHODS = [method for method in ATTACKS if method not in ("none", "vat")]

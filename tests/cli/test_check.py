@@ -9,8 +9,9 @@ from commands import pretrain
 from conftest import alpaca_rows
 from running import module, refused, written
 
-from minialpaca import check, checkpoint
+from minialpaca import check
 from minialpaca.inspect_run import histogram
+from minialpaca.storage import checkpoint
 from minialpaca.tasks.pretrain import CausalLM
 
 

@@ -9,7 +9,7 @@ import tiny
 import torch
 from test_trainer import PLAIN, Ragged, ragged, scripted, spelled_losses
 
-from minialpaca import checkpoint, run
+from minialpaca import run
 from minialpaca.config import AdapterConfig, FinetuneConfig, OptimConfig, TrainConfig
 from minialpaca.errors import UserError
 from minialpaca.heads import Classifier
@@ -18,6 +18,7 @@ from minialpaca.optim import build_adamw
 from minialpaca.peft import METHODS, apply
 from minialpaca.peft.linear import wide
 from minialpaca.peft.lora import LoRALinear
+from minialpaca.storage import checkpoint
 from minialpaca.trainer import Trainer
 
 ADALORA = AdapterConfig("adalora", targets=("q_proj", "up_proj"), rank=4, target_rank=1.5, alpha=7.0, interval=2,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_trainer import Ragged, make, ragged
 
-from minialpaca import checkpoint, durable
-from minialpaca.background import Background, copied
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint, durable
+from minialpaca.storage.background import Background, copied
 
 
 def test_a_copy_is_of_one_moment_keeps_ties_and_is_filled_again():

@@ -8,7 +8,8 @@ from running import in_process, json_lines, refused
 
 import finetune
 import train
-from minialpaca import checkpoint, config, parallel, run
+from minialpaca import config, parallel, run
+from minialpaca.storage import checkpoint
 from minialpaca.trainer import Trainer
 
 
@@ -88,7 +89,7 @@ def test_killed_before_its_first_save_a_change_is_recorded_once(begun, monkeypat
 def test_the_number_of_processes_counts(begun, monkeypatch):
     folder, command = begun
     monkeypatch.setattr(parallel, "size", lambda: 2)
-    from minialpaca import recipe
+    from minialpaca.storage import recipe
     begun_with = run.settings_of(folder)
     halved = config.load(type(begun_with), folder / "config.toml", ["train.accumulation=1"])
     found = recipe.continued(folder, begun_with, halved)

@@ -12,8 +12,8 @@ from test_checkpoint import folders, save, value_of
 from test_trainer import Ragged, make, ragged
 
 import train
-from minialpaca import checkpoint, durable, space
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint, durable, space
 
 OPERATIONS = ((durable.Writer, "_hash_and_write"), (os, "fsync"), (os, "replace"), (Path, "mkdir"))
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from minialpaca import checkpoint
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint
 
 
 def mend(run: Path) -> None:

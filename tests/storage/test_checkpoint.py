@@ -9,8 +9,8 @@ import shutil
 import pytest
 import torch
 
-from minialpaca import checkpoint, durable
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint, durable
 
 STATE = {"step": 1, "best": 2.5, "tokenizer": "ab"}
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minialpaca import checkpoint
 from minialpaca.errors import UserError
-from minialpaca.mend import mend
+from minialpaca.storage import checkpoint
+from minialpaca.storage.mend import mend
 
 
 def save(run, step, best, improved=False):

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import durable, space
 from minialpaca.errors import UserError, reason
+from minialpaca.storage import durable, space
 
 FOLDER, TEMPORARY, ASIDE, MANIFEST = "checkpoints", ".writing-", ".replaced-", "manifest.json"
 FILES = {"model.pt", "optimizer.pt", "state.json"}

@@ -7,13 +7,13 @@ import pytest
 from running import ROOT, in_process, refused
 
 import train
-from minialpaca import lock
 from minialpaca.errors import UserError
+from minialpaca.storage import lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from minialpaca import lock
+from minialpaca.storage import lock
 with lock.held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)

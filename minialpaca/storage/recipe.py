@@ -8,9 +8,10 @@ checkpoint to come, and in metrics.jsonl at the step from which it holds.
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from minialpaca import checkpoint, parallel
+from minialpaca import parallel
 from minialpaca.config import FinetuneConfig, PretrainConfig
 from minialpaca.errors import UserError
+from minialpaca.storage import checkpoint
 
 MAY_CHANGE = ("run.", "train.keep")  # where and how a run is continued; everything else is the recipe
 WHEN_ASKED = ("optim.", "train.", "loss.", "adversarial.", "samples.", "processes")  # the rest is what the weights and data are
