@@ -8,6 +8,7 @@ events show the same numbers, with sample answers and attention maps beside them
 
 import contextlib
 import json
+import math
 import os
 import re
 import sys
@@ -87,12 +88,12 @@ class RunLog:
 
     def _forget_after(self, step: int) -> None:
         """Drop what a killed run logged after its last checkpoint; those steps are about to be repeated."""
-        if not self.path.exists():
-            return
-        lines = self.path.read_bytes().splitlines(keepends=True) if step > 0 else []
-        kept = [line for i, line in enumerate(lines, 1) if line.endswith(b"\n") and self._step_of(line, i) <= step]
+        lines = self.path.read_bytes().splitlines(keepends=True) if step and self.path.exists() else []
+        steps = [self._step_of(line, i) if line.endswith(b"\n") else math.inf for i, line in enumerate(lines, 1)]
+        if lost := step and len({*range(step + 1)} - {*steps}):
+            print(f"note: {self.path}: has lost {lost:,} of the {step + 1:,} records before its checkpoint; the run goes on without them")
         part = self.path.with_name(self.path.name + ".part")
-        part.write_bytes(b"".join(kept))
+        part.write_bytes(b"".join(line for line, its in zip(lines, steps) if its <= step))
         os.replace(part, self.path)
 
     def _step_of(self, line: bytes, number: int) -> int:

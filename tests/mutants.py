@@ -414,7 +414,9 @@ of("data.noise:mask_tokens", "data/test_noise.py::test_fifteen_in_a_hundred_are_
    ("fate < 1 - how.random_rate - how.keep_rate", "fate < 1 - how.keep_rate"),
    ("fate < 1 - how.keep_rate)", "fate < 1)"),
    ("np.where(random, drawn, ids)", "ids"),
-   (" & vocabulary.may_hide(ids)", "", "test_control_ids_are_neither_chosen_nor_drawn_nor_the_mask"),
+   (" & allowed", "", "test_control_ids_are_neither_chosen_nor_drawn_nor_the_mask"),
+   ("np.where(allowed, chance, 1.0)", "chance", "test_no_text_is_left_without_a_hidden_token"),
+   ("argmin()", "argmax()", "test_no_text_is_left_without_a_hidden_token"),
    ("np.where(chosen, ids, IGNORE)", "np.where(masked, ids, IGNORE)"),
    ("np.where(chosen, ids, IGNORE)", "np.where(chosen, noised, IGNORE)",
     "test_labels_stand_exactly_on_the_chosen_and_nothing_else_is_touched"))

@@ -91,6 +91,14 @@ def test_a_broken_line_is_named_and_the_file_left_alone(tmp_path, broken):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(("there", "lost"), [((0, 1, 2, 3), None), ((0, 3), "2 of the 4"), ((0, 2, 3, 4, 5), "1 of the 4"), ((), "4 of the 4")])
+def test_lines_that_somebody_took_away_are_counted(tmp_path, there, lost, capsys):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": s}) + "\n" for s in there), encoding="utf-8")
+    RunLog(tmp_path, 3).close()
+    said = capsys.readouterr().out
+    assert f"has lost {lost} records" in said if lost else said == ""
+
+
 def test_a_run_from_the_beginning_forgets_everything(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val_loss": 3}\n{"step": 1}\n', encoding="utf-8")
     RunLog(tmp_path, 0).close()

@@ -46,9 +46,13 @@ def mask_tokens(ids: np.ndarray, how: ObjectiveConfig, vocabulary: Vocabulary, *
     Each token that is no control id is chosen with probability `noise_rate` (15 %) and becomes its own label. It
     shows the mask (80 % of the chosen), a random token (10 %) or itself (10 %), so that what stands
     there is never proof that it is right. All other labels are IGNORE. Devlin et al. 2019, §3.1 and appendix A.1.
+    Where chance chose none, the nearest to it is: the max(1, …) of their create_pretraining_data.py.
     """
     chance, fate, other = uniform(3 * len(ids), *key).reshape(3, -1)
-    chosen = (chance < how.noise_rate) & vocabulary.may_hide(ids)
+    allowed = vocabulary.may_hide(ids)
+    chosen = (chance < how.noise_rate) & allowed
+    if allowed.any() and not chosen.any():
+        chosen[np.where(allowed, chance, 1.0).argmin()] = True
     masked = chosen & (fate < 1 - how.random_rate - how.keep_rate)
     random = chosen & ~masked & (fate < 1 - how.keep_rate)
     drawn = vocabulary.ordinary[(other * len(vocabulary.ordinary)).astype(int)]

@@ -125,7 +125,18 @@ def test_the_same_key_hides_the_same_and_another_another():
 def test_short_texts_are_masked_like_long_ones(n):
     fates = [mask_tokens(text(n), ObjectiveConfig(noise_rate=0.5), VOCABULARY, k)[1] for k in range(2000)]
     assert all(len(labels) == n for labels in fates)
-    assert is_binomial(sum(int((labels != IGNORE).sum()) for labels in fates), 2000 * n, 0.5)
+    chosen = [int((labels != IGNORE).sum()) for labels in fates]
+    assert is_binomial(sum(chosen) - sum(c == 1 for c in chosen) // (n + 1), 2000 * n, 0.5)  # of those with one, (½)ⁿ had none
+
+
+def test_no_text_is_left_without_a_hidden_token():
+    """The nearest to being chosen is, and it is never a control id."""
+    rare = ObjectiveConfig(noise_rate=1e-9)
+    for k in range(200):
+        ids = np.array([TOKENIZER.bos, *text(6, k), TOKENIZER.eos])
+        (place,) = np.flatnonzero(mask_tokens(ids, rare, VOCABULARY, k)[1] != IGNORE)
+        assert place == 1 + uniform(3 * len(ids), k)[1:7].argmin()
+    assert (mask_tokens(np.array(CONTROL), rare, VOCABULARY, 0)[1] == IGNORE).all()
 
 
 # ── spans: how many, how long ────────────────────────────────────────────────────────────────────
