@@ -156,7 +156,8 @@ class Trainer:
         batches = self._micro_batches(step)                                      # 1. this process's part of the step's data
         n_supervised, n_texts, n_tokens = counted(batches)                       # 2. counts of the whole step
         if n_supervised == 0:
-            raise UserError(f"step {step + 1}: no supervised token in its micro-batches")
+            raise UserError(f"step {step + 1}: no supervised token in its micro-batches; raise train.batch_size or, where "
+                            "tokens are hidden, objective.noise_rate, in another run.dir")
         losses = self._backward(batches, n_supervised, n_texts)                  # 3. clean and adversarial backward, scaled
         losses = parallel.add_up(self.model.parameters(), losses)                # 4. all-reduce, once
         penalties = self._backward_penalties()                                   #    the penalties' backward, once a step

@@ -114,7 +114,7 @@ def test_evaluation_leaves_global_random_state_and_gradients_alone():
 def test_validation_data_without_a_supervised_token_is_refused():
     rows = [([4, 5, 6], [IGNORE] * 3)]
     for val in ([], rows):
-        with pytest.raises(UserError, match="the validation data has no supervised token"):
+        with pytest.raises(UserError, match="the validation data has no supervised token; give more .* objective.noise_rate"):
             evaluate(Transformer(MODEL), Ragged(rows, 1, val), CPU)
 
 
@@ -195,7 +195,7 @@ def test_a_step_without_a_supervised_token_is_refused(tmp_path):
     rows = [([4, 5, 6], [IGNORE] * 3)] * 4
     run = make(tmp_path, Ragged(rows, 2), steps=2, accumulation=2)
     before = [p.clone() for p in run.model.parameters()]
-    with pytest.raises(UserError, match="step 1: no supervised token in its micro-batches"):
+    with pytest.raises(UserError, match="step 1: no supervised token in its micro-batches; raise train.batch_size or.* objective.noise_rate"):
         run.take_step()
     assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), before)) and run.state["step"] == 0
 

@@ -50,7 +50,8 @@ class Task(Protocol):
             total += self.loss_sum(model, batch.to(device)).item()
             n += batch.n_supervised
         if n == 0:
-            raise UserError("the validation data has no supervised token; give more of it")
+            raise UserError("the validation data has no supervised token; give more of it or, where tokens are "
+                            "hidden, raise objective.noise_rate")
         return {"val_loss": total / n}
 
 
