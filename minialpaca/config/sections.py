@@ -278,7 +278,7 @@ class ClassesConfig:
     test_fraction: float = 0.0
     """The part of `data.source` held out for the test where `data.test_source` is empty, drawn by `run.seed`, in each class of the first group alike."""
     leaks: str = "drop"
-    """What happens to training and validation texts that stand in a later split (training, validation, test) too: `drop` from the earlier one, `keep` or `raise`; they are counted in any case."""
+    """What happens to training and validation texts that stand in a later split (training, validation, test) too, equal to the letter: `drop` from the earlier one, `keep` or `raise`; they are counted in any case."""
     over_long: str = "truncate"
     """What happens to a text longer than the context: `truncate` (its end is cut) or `raise`."""
     pooling: str = "auto"
@@ -289,7 +289,7 @@ class ClassesConfig:
             "text": (bool(self.text) and not set(self.text) & set(self.labels),
                      f"name at least one column, and none of classes.labels = {list(self.labels)}"),
             "labels": (bool(self.labels) and len(set(self.labels)) == len(self.labels), "name at least one column, each once"),
-            "several": (set(self.several) <= set(self.labels), f"must be among classes.labels = {list(self.labels)}"),
+            "several": (set(self.several) <= set(self.labels), f"must be among classes.labels = {list(self.labels)}; several labels are a list: [\"a\", \"b\"]"),
             "separator": (bool(self.separator), "must not be empty"),
             "test_fraction": (0 <= self.test_fraction < 1, "must lie in 0 … 1"),
             "leaks": (self.leaks in ("drop", "keep", "raise"), "use drop, keep or raise"),

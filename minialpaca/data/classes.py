@@ -128,8 +128,7 @@ def records(path: Path, cfg: ClassesConfig, faults: list[str]) -> Iterator[Recor
 
 
 def _decoded(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    other = "windows-1252" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else "utf-8"
-    lines = whole_lines(read_lines(path, encoding=encoding, mend=f"set classes.encoding, e.g. {other}"))
+    lines = whole_lines(read_lines(path, encoding=encoding, mend="set classes.encoding, e.g. {}"))
     for number, line in lines:
         if number == 1 and line.startswith("\u00ef\u00bb\u00bf"):  # what UTF-8's mark looks like in Latin encodings
             raise UserError(f"{path}, line 1: begins with UTF-8's byte-order mark, so it is not {encoding.upper()}; "
@@ -156,14 +155,17 @@ def _table(path: Path, lines: Iterator[tuple[int, str]], separator: str, cfg: Cl
             elif row:
                 fault(faults, path, f"row {number}: has {len(row)} cells where the first row has {len(columns)}")
     except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}: is no row of a table ({error}); mend the quotes, or set "
-                        "classes.quotes=false if cells are not quoted") from None
+        mend = ("save the file with line ends LF or CRLF" if "new-line" in str(error) else
+                "mend the quotes, or set classes.quotes=false if cells are not quoted")
+        raise UserError(f"{path}, line {rows.line_num}: is no row of a table ({str(error).partition(' - ')[0]}); {mend}") from None
 
 
 def _refuse_columns(path: Path, columns: list[str], cfg: ClassesConfig) -> None:
     for name in (*cfg.text, *cfg.labels):
         if columns.count(name) > 1:
             raise UserError(f"{path}: has {columns.count(name)} columns {name!r}; rename the others")
+        if name not in columns and set(parts := [part.strip() for part in name.split(",")]) <= set(columns):
+            raise UserError(f"{path}: there is no column {name!r}; several columns are a list: {json.dumps(parts, ensure_ascii=False)}")
         if name not in columns:
             mend = ("name others with classes.text and classes.labels, or set classes.header=false where the first row "
                     "is none" if cfg.header else "give numbers, or set classes.header=true where the first row is one")

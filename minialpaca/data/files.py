@@ -52,11 +52,11 @@ def _matches(source: str, suffixes: Sequence[str]) -> list[Path]:
 
 
 def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None, encoding: str = "utf-8",
-               mend: str = "convert the file first, e.g. iconv -f WINDOWS-1252 -t UTF-8") -> Iterator[tuple[int, str]]:
+               mend: str = "convert the file first, e.g. iconv -f {} -t UTF-8") -> Iterator[tuple[int, str]]:
     """(line number, text with its "\\n") of a text file, plain or .gz; CRLF becomes LF, a leading BOM is dropped.
 
     `on_bytes` hears how many bytes on disk each step has used, for a progress bar; `mend` is the advice where the
-    bytes are not in this encoding.
+    bytes are not in this encoding, {} being one that they may be in.
     """
     decode = codecs.getincrementaldecoder(encoding)().decode
     number, used = 1, 0
@@ -78,11 +78,18 @@ def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None, enc
     except UnicodeError as error:
         number = getattr(error, "line", number)
         raise UserError(f"{path}, line {number}: is not {encoding.upper()} ({getattr(error, 'reason', error)}); "
-                        f"{mend}") from None
+                        f"{mend.format(_likely(error, encoding))}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}, line {number}: the gzip file is broken or cut off ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+
+
+def _likely(error: UnicodeError, encoding: str) -> str:
+    """What the bytes may be in if not in this: UTF-16 is told by its mark."""
+    if getattr(error, "object", b"")[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    return "windows-1252" if codecs.lookup(encoding).name == "utf-8" else "utf-8"
 
 
 def _as_utf8(data: bytes, encoding: str) -> io.BytesIO:
@@ -168,7 +175,8 @@ def refuse(path: Path, faults: list[str], mend: str) -> None:
     if faults:
         shown = "; ".join(faults[:SHOWN_FAULTS])
         more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
-        raise UserError(f"{path}: {len(faults)} bad record{'s'[:len(faults) > 1]}: {shown}{more}. {mend}")
+        records = len({fault.partition(":")[0] for fault in faults})  # one may have several faults
+        raise UserError(f"{path}: {records} bad record{'s'[:records > 1]}: {shown}{more}. {mend}")
 
 
 def _first_line(error: Exception) -> str:

@@ -105,7 +105,8 @@ class Examples:
             print(f"{name}, over-long: {by_file(self.over_long[:10])}{' …' if len(self.over_long) > 10 else ''}")
         if not self.examples:
             raise UserError(f"{name}: none of {len(rows)} examples is left (context {context}, data.over_long = "
-                            f"{over_long}): {self.describe(over_long)}; lengthen the context or the data")
+                            f"{over_long}): {self.describe(over_long)}; raise base.max_seq_len, set another "
+                            "data.over_long, or give shorter examples")
 
     def _take(self, row: Row, context: int, over_long: str) -> None:
         if not row.output.strip():

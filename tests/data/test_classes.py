@@ -126,7 +126,8 @@ def test_any_encoding_is_read_when_it_is_named(tmp_path, encoding):
     ("\ufeff1 a\n".encode(), "windows-1252",
      "line 1: begins with UTF-8's byte-order mark, so it is not WINDOWS-1252; set classes.encoding=utf-8"),
     ("1 a\n0 b\n".encode("utf-16-le") + b"\x00\xd8a\x00", "utf-16-le", "line 3: is not UTF-16-LE "),
-    ("1 a\n".encode("utf-16"), "utf-8", "line 1: is not UTF-8"),
+    ("1 a\n".encode("utf-16"), "utf-8", "line 1: is not UTF-8 (invalid start byte); set classes.encoding, e.g. utf-16"),
+    ("1 ä\n".encode("windows-1252"), "gb18030", "line 1: is not GB18030 (illegal multibyte sequence); set classes.encoding, e.g. utf-8"),
 ])
 def test_a_wrong_encoding_is_named_with_its_line(tmp_path, content, encoding, said):
     path = written(tmp_path / "a.txt", content)
@@ -144,6 +145,8 @@ FAULTS = {
                        "there is no column 'label' among 'text', 'class'; name others with classes.text and "
                        "classes.labels, or set classes.header=false"),
     "twice the column": ("a.csv", "text,label,text\na,1,b\n", "has 2 columns 'text'"),
+    "old Mac line ends": ("a.csv", "text,label\ra,1\rb,0\r", "line 1: is no row of a table (new-line character seen in unquoted field); "
+                          "save the file with line ends LF or CRLF"),
     "an open quote": ("a.csv", 'text,label\n"a,1\nb,0\n', "is no row of a table (unexpected end of data)"),
     "only a header": ("a.csv", "text,label\n", "holds no labelled texts"),
     "broken JSON": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "line 2: is no JSON"),
@@ -188,6 +191,16 @@ def test_m_heads_need_m_labels(tmp_path):
     refusal(lambda: read(path, TWO), f"{path}: there is no column 'topic'")
     path = written(tmp_path / "b.csv", "text,mood,topic\na,good,\n")
     refusal(lambda: read(path, TWO), f"{path}: 1 bad record: row 2: 'topic' is empty")
+
+
+def test_two_columns_in_one_name_are_told_to_be_a_list(tmp_path):
+    path = written(tmp_path / "a.csv", "text,mood,topic\na,good,food\n")
+    refusal(lambda: read(path, labels=("mood, topic",)), """there is no column 'mood, topic'; several columns are a list: ["mood", "topic"]""")
+
+
+def test_a_record_with_two_faults_is_one_record(tmp_path):
+    path = written(tmp_path / "a.csv", "text,mood,topic\n,,x\na,b,c\n")
+    refusal(lambda: read(path, TWO), f"{path}: 1 bad record: row 2: the text is empty; row 2: 'mood' is empty")
 
 
 def test_an_empty_label_among_several_is_a_fault(tmp_path):
