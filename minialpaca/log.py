@@ -22,6 +22,7 @@ from tqdm import tqdm
 from minialpaca import parallel
 from minialpaca.errors import UserError, reason
 
+METRICS = "metrics.jsonl"
 PLAIN_LINE_EVERY = 15.0  # seconds between plain progress lines where the output is no terminal
 
 
@@ -78,7 +79,7 @@ class RunLog:
     def __init__(self, folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter  # 1 s of imports that a failing config need not wait for
 
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         try:
             self._forget_after(step)
             self.file = open(self.path, "a", encoding="utf-8")

@@ -14,12 +14,13 @@ from minialpaca import config, parallel
 from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.errors import UserError, reason
 from minialpaca.heads import backbone_weights
+from minialpaca.log import METRICS
 from minialpaca.model import Transformer
 from minialpaca.peft import Adapter, apply
 from minialpaca.storage import checkpoint, lock, recipe
 from minialpaca.tokenizer import Tokenizer
 
-CONFIG, TOKENIZER, METRICS = "config.toml", "tokenizer.model", "metrics.jsonl"
+CONFIG, TOKENIZER = "config.toml", "tokenizer.model"
 TOO_MUCH = (RuntimeError, MemoryError, OverflowError, TypeError)  # PyTorch's ways of saying that memory will not do
 
 

@@ -1,4 +1,4 @@
-"""What a run begins with, made of its config: the tokenizer, the resolved model, the base; and what would become of its folder."""
+"""What a run begins with, made of its config: the tokenizer, the resolved model, the base."""
 
 import dataclasses
 import itertools

@@ -31,7 +31,7 @@ from minialpaca.config import (
     load,
     to_toml,
 )
-from minialpaca.config.sections import ADAPTERS, ATTACKS, ATTACKS_USE, USED_BY
+from minialpaca.config.adapting import ADAPTERS, ATTACKS, ATTACKS_USE, USED_BY
 from minialpaca.errors import UserError
 
 FORMS = (PretrainConfig, FinetuneConfig)
@@ -393,13 +393,6 @@ def test_the_help_names_every_key_with_its_default_and_sentence(form):
 def test_settings_are_frozen(part):
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(part, dataclasses.fields(part)[0].name, None)
-
-
-def test_differences_name_each_changed_field_with_both_values():
-    old = PretrainConfig()
-    new = dataclasses.replace(old, optim=OptimConfig(lr=0.0003), run=RunConfig(dir="elsewhere"))
-    assert config.differences(old, new) == ["run.dir: 'runs/pretrain' → 'elsewhere'", "optim.lr: 0.001 → 0.0003"]
-    assert config.differences(old, old) == []
 
 
 def test_derived_sizes():

@@ -120,6 +120,7 @@ def fires(weapon, proof):
     """The weapon was loaded: another loader would have made the folder."""
     assert not proof.exists()
     with open(weapon, "rb") as file, contextlib.suppress(RuntimeError):  # torch runs a bare pickle, and then calls it corrupt
+        # the one load here that runs code: of a file written above, to see that the weapon is live
         torch.load(file, weights_only=False) if weapon.suffix == ".pt" else pickle.load(file)
     assert proof.exists()
 

@@ -4,6 +4,7 @@ r is no function of θ to the gradient (Miyato et al. 2017 write it with θ̂, a
 same units, so that L(e + r) − L(e) is the effect of r.
 """
 
+import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,7 +57,7 @@ class Clean:
         return {"loss": clean.detach()}
 
 
-class OnOutputs:
+class OnOutputs(abc.ABC):
     """Attacks on the embedding's outputs; a subclass says how r is found."""
 
     notes = ("loss", "adversarial_loss", "attacks_skipped")
@@ -80,9 +81,9 @@ class OnOutputs:
         """r of these texts for a model that is not being trained: no parameter's gradient is touched."""
         return self.perturbation(passes, self._gradient_at(passes, None))
 
+    @abc.abstractmethod
     def perturbation(self, passes: Passes, g_BTD: Tensor) -> Tensor:
         """r, given the clean pass's gradient."""
-        raise NotImplementedError
 
     def _clean(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """(L, ∂L/∂e), having added the gradient of c L."""

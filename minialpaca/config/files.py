@@ -131,13 +131,6 @@ def _toml_value(value) -> str:
     return repr(value)
 
 
-def differences(old, new) -> list[str]:
-    """`optim.lr: 0.001 → 0.0003` for each field in which two configs of one form differ."""
-    return [f"{section}.{name}: {getattr(getattr(old, section), name)!r} → {getattr(getattr(new, section), name)!r}"
-            for section in _names(old) for name in _names(getattr(old, section))
-            if getattr(getattr(old, section), name) != getattr(getattr(new, section), name)]
-
-
 def describe(form: type) -> str:
     """Every key with its default and its sentence, for `--help`."""
     lines = []

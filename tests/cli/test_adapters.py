@@ -12,7 +12,7 @@ from running import ROOT, in_process, json_lines, module, refusal, refused
 
 import finetune
 from minialpaca import chat, generate, merge, peft, run
-from minialpaca.config.sections import LOW_RANK
+from minialpaca.config.adapting import LOW_RANK
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError
 from minialpaca.peft import METHODS, active

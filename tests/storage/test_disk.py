@@ -1,5 +1,6 @@
 """The disk fills up at any moment of a save, or is too small from the start; and what dead runs left on it."""
 
+import dataclasses
 import errno
 import os
 import stat
@@ -9,10 +10,11 @@ import pytest
 import torch
 from running import in_process, refusal, refused
 from test_checkpoint import folders, save, value_of
-from test_trainer import Ragged, make, ragged
+from test_trainer import MODEL, Ragged, make, ragged
 
 import train
 from minialpaca.errors import UserError
+from minialpaca.model import Transformer
 from minialpaca.storage import checkpoint, durable, space
 
 OPERATIONS = ((durable.Writer, "_hash_and_write"), (os, "fsync"), (os, "replace"), (Path, "mkdir"))
@@ -140,17 +142,21 @@ def test_too_little_room_for_a_save_is_said_before_anything_is_written(tmp_path,
 
 @pytest.mark.parametrize("there, enough", [(0, 2), (1, 1)])
 def test_room_for_two_checkpoints_is_asked_for_before_training(tmp_path, monkeypatch, there, enough):
-    """With one there already, room for one more."""
+    """With one there already, room for one more. 3,000 words: each moment is larger than the slack."""
     task = Ragged(ragged(8), 2, ragged(2))
-    run = make(tmp_path, task, steps=2)
+
+    def wide():
+        return make(tmp_path, task, model=Transformer(dataclasses.replace(MODEL, vocab_size=3000)).double(), steps=2)
+
+    run = wide()
     run.take_step()
     one = space.size_of({"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()})
     if there:
-        make(tmp_path, task, steps=2).fit()
+        wide().fit()
     monkeypatch.setattr(space, "free", lambda folder: enough * one + 30_000)
-    make(tmp_path, task, steps=2)
+    wide()
     monkeypatch.setattr(space, "free", lambda folder: enough * one - 30_000)
-    refusal(lambda: make(tmp_path, task, steps=2), "the disk is nearly full")
+    refusal(wide, "the disk is nearly full")
 
 
 def test_a_run_without_room_leaves_nothing_behind(pretrain_command, tmp_path, monkeypatch):
