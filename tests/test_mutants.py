@@ -1,4 +1,4 @@
-"""Has the suite teeth? Each row of mutants.py changes one symbol of a function, and the test it names must fail.
+"""Has the suite teeth? Each row of mutants/ changes one symbol of a function, and the test it names must fail.
 
 The mutant's code takes the place of the function's own, so everybody who holds the function runs it, and the test is
 run by a pytest inside this one. `python -m pytest tests/test_mutants.py -k rms_norm` runs a function's mutants.
@@ -99,7 +99,7 @@ EQUATIONS = set().union(*citations().values())
 def test_every_equation_has_four(place):
     """Of a class the mutants of its methods count."""
     rows = {(m.old, m.new) for m in MUTANTS if m.function == place or m.function.startswith(f"{place}.")}
-    assert len(rows) >= 4, f"{place} has {len(rows)} mutants; write {4 - len(rows)} more into tests/mutants.py"
+    assert len(rows) >= 4, f"{place} has {len(rows)} mutants; write {4 - len(rows)} more into tests/mutants/"
 
 
 def test_no_mutant_is_there_twice():

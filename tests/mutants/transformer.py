@@ -1,0 +1,131 @@
+"""The Transformer."""
+
+from mutants.row import of
+
+of("model:rms_norm", "model/test_blocks.py::test_rms_norm_is_the_papers_sum",
+   ("+ norm_eps", "- norm_eps"),
+   ("+ norm_eps", "+ norm_eps**2"),
+   ("torch.rsqrt", "torch.sqrt"),
+   (".mean(-1", ".sum(-1"),
+   (".mean(-1", ".mean(-2"),
+   (".pow(2)", ".abs()"),
+   (".pow(2)", ".sub(x32.mean(-1, keepdim=True)).pow(2)"),  # LayerNorm's variance
+   ("* gain_D", "* (1 + gain_D)"),
+   ("* gain_D", "+ gain_D"),
+   ("x.float()", "x", "test_rms_norm_of_bf16_is_computed_in_fp32"))
+
+of("model:rotary_angles", "model/test_blocks.py::test_rotary_angles_are_positions_over_growing_wavelengths",
+   ("(-2 * i_P", "(2 * i_P"),
+   ("(-2 * i_P", "(-i_P"),
+   ("(-2 * i_P", "(-2 * (i_P + 1)"),  # the paper counts i from 1 and writes i − 1
+   ("m[..., None] *", "m[..., None] /"),
+   ("m[..., None] *", "(m[..., None] + 1) *"),
+   ("angles.cos(), angles.sin()", "angles.sin(), angles.cos()"),
+   ("positions if positions.dtype == torch.float64 else positions.float()", "positions.float()"))
+
+of("model:rotate", "model/test_blocks.py::test_rotation_is_the_papers_matrix",
+   ("even * cos - odd * sin", "even * cos + odd * sin"),
+   ("even * sin + odd * cos", "odd * cos - even * sin"),
+   ("even * cos - odd * sin", "even * sin - odd * cos"),
+   ("even, odd = ", "odd, even = "),
+   (".unflatten(-1, (-1, 2)).unbind(-1)", ".unflatten(-1, (2, -1)).unbind(-2)"),  # halves, not neighbours
+   ("dim=-1)", "dim=-2)"),
+   (".to(x.dtype)", "", "model/test_architectures.py::test_rotary_tables_stay_in_fp32_when_the_model_is_bf16"))
+
+of("model:spelled_attention", "model/test_blocks.py::test_attention_is_the_papers_sum_under_any_mask",
+   ("/ math.sqrt(", "* math.sqrt("),
+   ("/ math.sqrt(q_BHTK.shape[-1])", "/ q_BHTK.shape[-1]"),
+   ("q_BHTK.shape[-1]", "q_BHTK.shape[-2]"),
+   ("q_BHTK @ k_BHSK.mT", "-q_BHTK @ k_BHSK.mT"),
+   ("k_BHSK.mT", "v_BHSK.mT"),
+   ("~may_look", "may_look"),
+   ("-math.inf", "-1.0"),
+   (".softmax(-1", ".softmax(-2"),
+   (".softmax(-1", ".softmax(1"),
+   ("@ v_BHSK", "@ k_BHSK"),
+   ("dtype=map_dtype).to(q_BHTK.dtype)", "dtype=map_dtype)", "test_the_map_of_bf16_is_rounded_once"),
+   ("F.dropout(map_BHTS, dropout)", "map_BHTS", "model/test_dropout.py::test_dropout_acts_in_training_and_never_in_evaluation[map-spelled]"))
+
+of("model:causal", "model/test_blocks.py::test_causal_lets_a_query_look_at_itself_and_before",
+   ("<= t_T1", "< t_T1"),
+   ("<= t_T1", ">= t_T1"),
+   ("<= t_T1", "<= t_T1 + 1"),
+   ("torch.arange(offset, offset + length", "torch.arange(length"),
+   ("return torch.arange(offset + length", "return torch.arange(length"))
+
+of("model:_causal_among_real",
+   "model/test_padding.py::test_what_stands_on_padding_changes_no_real_logit_and_no_gradient[left-spelled]",
+   ("see_TS & real_BS[:, None] |", "see_TS |"),
+   ("see_TS & real_BS[:, None] |", "real_BS[:, None] |", "model/test_padding.py::test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"),
+   ("& real_BS", "& ~real_BS"),
+   ("& real_BS", "| real_BS"),
+   (" | itself_TS", "", "test_a_row_of_nothing_but_padding_is_finite_forwards_and_backwards"),
+   ("keepdim=True) - 1", "keepdim=True)", "test_a_row_of_nothing_but_padding_is_finite_forwards_and_backwards"))
+
+of("model:gated_swish", "model/test_blocks.py::test_gated_swish_is_the_papers_product",
+   ("F.silu(gate) * up", "F.silu(up) * gate"),
+   ("F.silu", "F.gelu"),
+   ("F.silu", "F.sigmoid"),
+   ("F.silu", "-F.silu"),
+   ("F.silu(gate) * up", "F.silu(gate) + up"),
+   ("F.silu(gate) * up", "F.silu(gate * up)"))
+
+of("model:MLP.forward", "model/test_blocks.py::test_mlp_gates_with_gate_proj",
+   ("gated_swish(self.gate_proj(x), self.up_proj(x))", "gated_swish(self.up_proj(x), self.gate_proj(x))"),
+   ("self.gate_proj(x)", "self.up_proj(x)"))
+
+of("model:Attention._for_each_query_head", "model/test_architectures.py::test_the_model_is_the_papers_decoder[GQA-spelled]",
+   ("repeat_interleave(group, dim=1)", "repeat(1, group, 1, 1)"),  # head h takes g = h mod G, not ⌊h G/H⌋
+   ("repeat_interleave(group, dim=1)", "repeat_interleave(group, dim=1).flip(1)"),
+   ("repeat_interleave(group, dim=1)", "repeat_interleave(group, dim=1).roll(1, 1)"),
+   ("repeat_interleave(group, dim=1)", "mean(1, keepdim=True).expand(-1, self.n_heads, -1, -1)"))
+
+of("model:Attention.project", "model/test_architectures.py::test_the_model_is_the_papers_decoder[GQA-fused]",
+   ("self.k_proj(x_BTD)", "self.v_proj(x_BTD)"),
+   ("q_BHTK = rotate(self._heads(self.q_proj(x_BTD), self.n_heads), *angles)",
+    "q_BHTK = self._heads(self.q_proj(x_BTD), self.n_heads)"),
+   ("v_BGTK = self._heads(self.v_proj(x_BTD), self.n_kv_heads)",
+    "v_BGTK = rotate(self._heads(self.v_proj(x_BTD), self.n_kv_heads), *angles)"),
+   ("(q_BHTK, k_BGTK, v_BGTK) if", "(q_BHTK, v_BGTK, k_BGTK) if"))
+
+of("model:Block.forward", "model/test_architectures.py::test_the_model_is_the_papers_decoder[MHA-fused]",
+   ("x_BTD + self.dropout(self.attn(", "self.dropout(self.attn("),
+   ("x_BTD + self.dropout(self.mlp(", "x_BTD - self.dropout(self.mlp("),
+   ("self.attn(self.attn_norm(x_BTD)", "self.attn(x_BTD"),
+   ("self.mlp_norm(x_BTD)", "self.attn_norm(x_BTD)"))
+
+of("model:Transformer.hidden", "model/test_architectures.py::test_the_model_is_the_papers_decoder[GQA-fused]",
+   ("self.final_norm(x_BUD)", "x_BUD"),
+   ("enumerate(self.layers)", "enumerate(reversed(self.layers))"),
+   ("enumerate(self.layers)", "enumerate(self.layers[1:])"),
+   ("x_BUD = self.dropout(x_BUD)", "x_BUD = x_BUD",
+    "model/test_dropout.py::test_dropout_acts_in_training_and_never_in_evaluation[embedding-fused]"))
+
+of("model:Transformer._angles", "model/test_architectures.py::test_the_model_is_the_papers_decoder[GQA-fused]",
+   ("self.cfg.rope_theta", "10_000.0"),
+   ("places.double() if", "places if"))
+
+of("model:Transformer._view",
+   "model/test_cache.py::test_cached_logits_are_the_uncached_ones_at_every_position[GQA-[5, 8]-full-fused]",
+   ("if offset and T > 1 else None", "if False else None"),
+   ("(offset, offset + T, device", "(0, T, device"),
+   ("[:, offset:]", "[:, :T]",
+    "test_cached_logits_are_the_uncached_ones_at_every_position[GQA-[5, 8]-left-padded-spelled]"),
+   (".cumsum(-1) - 1)", ".cumsum(-1) * 0)", "model/test_padding.py::test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"),
+   (".cumsum(-1)", ".flip(-1).cumsum(-1)", "model/test_padding.py::test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"))
+
+of("model:Transformer._refuse_overflow", "model/test_cache.py::test_the_context_ends_where_the_config_says",
+   ("offset + new > limit", "offset + new >= limit"),
+   ("if offset + new > limit", "if new > limit", "test_the_cache_ends_where_its_room_does"))
+
+of("model:Transformer.logits", "model/test_architectures.py::test_logits_and_loss_inputs_are_fp32_at_least",
+   ("torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
+   ("torch.promote_types(logits.dtype, torch.float32)", "torch.float32"))
+
+of("model:init_std", "model/test_parameters.py::test_initial_weights_have_the_spread_of_the_table",
+   ("1 / math.sqrt(cfg.d_model)", "cfg.init_std"),
+   ("1 / math.sqrt(cfg.d_model)", "1 / cfg.d_model"),
+   ("per_layer * cfg.n_layers", "cfg.n_layers"),
+   ("matrix / math.sqrt(", "matrix * math.sqrt("),
+   ('(("embed", "lm_head"), cfg.init_std)', '(("embed", "lm_head"), matrix)'),
+   ('("o_proj", "down_proj")', '("o_proj", "up_proj", "down_proj")'))  # llama2.c's slip
