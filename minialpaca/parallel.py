@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 
 from minialpaca.errors import UserError
 
+PATIENCE = timedelta(days=1)  # the others wait while the first one evaluates or answers a test; the library's default is 30 minutes
+
 
 def start() -> None:
     """Join the processes that torchrun has started; the others fall silent."""
     if "LOCAL_RANK" not in os.environ or dist.is_initialized():
         return
     # Numbers that the host knows travel by gloo, so that nobody waits for a device on their account.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     if not is_first():

@@ -54,6 +54,13 @@ def test_what_the_first_process_refuses_is_said_without_tracebacks(pretrain_comm
     assert "RuntimeError" not in done.stderr and "[rank1]" not in done.stderr and not (tmp_path / "run").exists()
 
 
+def test_a_fault_of_the_second_process_in_mid_training_ends_both_and_is_said(tmp_path):
+    (tmp_path / "failing").mkdir()
+    done = torchrun(ROOT / "tests" / "two_ranks.py", tmp_path / "failing")
+    assert done.returncode and "error: rows.json: the second process cannot read it" in done.stderr
+    assert "RuntimeError" not in done.stderr and "[rank" not in done.stderr
+
+
 def test_alone_nothing_travels():
     assert (parallel.rank(), parallel.size(), parallel.is_first()) == (0, 1, True)
     assert parallel.summed([3, 4]) == [3, 4] and parallel.from_first(lambda: 7) == 7

@@ -15,14 +15,29 @@ from test_trainer import MODEL, Ragged, ragged
 from minialpaca import parallel
 from minialpaca.adversarial import attack_on
 from minialpaca.config import AdapterConfig, AdversarialConfig, ModelConfig, OptimConfig, TrainConfig
+from minialpaca.errors import UserError, command
 from minialpaca.model import Transformer
 from minialpaca.peft import apply
 from minialpaca.trainer import Trainer
 
 ADAPTERS = {"full": None, "lora": AdapterConfig("lora", rank=2), "adalora": AdapterConfig("adalora", rank=2, target_rank=1.0, interval=1)}
-ATTACKS = {"clean": AdversarialConfig(), "fgm": AdversarialConfig("fgm", 0.2)}
-COMBINATIONS = [(adapter, attack) for adapter in ADAPTERS for attack in ATTACKS]
+ATTACKS = {"clean": AdversarialConfig(), "fgm": AdversarialConfig("fgm", 0.2), "vat": AdversarialConfig("vat", 0.2)}
+COMBINATIONS = [*((adapter, attack) for adapter in ADAPTERS for attack in ("clean", "fgm")), ("full", "vat")]
 STEPS, A_STEP = 6, 4  # micro-batches of a step, of all processes; the last step has three
+
+
+class Opinions(Ragged):
+    """What is said at the first place is an opinion about the text, for VAT; the second process fails at a step if asked to."""
+
+    failing = False
+
+    def views(self, model, batch):
+        return [(lambda: [model(batch.tokens_BT, batch.real_BT)[:, 0]], batch.real_BT)]
+
+    def batch(self, number):
+        if self.failing and parallel.rank() == 1 and number >= 2 * A_STEP:
+            raise UserError("rows.json: the second process cannot read it")
+        return super().batch(number)
 
 
 def weights_of(folder: Path, adapter: str, attack: str) -> tuple[dict, list[dict]]:
@@ -31,7 +46,7 @@ def weights_of(folder: Path, adapter: str, attack: str) -> tuple[dict, list[dict
     model = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.2})).double()
     cfg = ADAPTERS[adapter]
     found = apply(model, cfg) if cfg else None
-    trainer = Trainer(model, Ragged(ragged(46), 2), OptimConfig(lr=0.01, warmup_steps=2, clip_norm=0.5),
+    trainer = Trainer(model, Opinions(ragged(46), 2), OptimConfig(lr=0.01, warmup_steps=2, clip_norm=0.5),
                       TrainConfig(epochs=1, accumulation=A_STEP // parallel.size(), eval_every=100), 0, folder,
                       adapter=found, attack=attack_on(model.embed, ATTACKS[attack], False), l2=0.001)
     assert trainer.total_steps == STEPS
@@ -39,8 +54,13 @@ def weights_of(folder: Path, adapter: str, attack: str) -> tuple[dict, list[dict
     return model.state_dict(), [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records]
 
 
+@command
 def main(out: Path) -> None:
     with parallel.joined():
+        assert parallel.PATIENCE == torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+        if out.name == "failing":
+            Opinions.failing = True
+            weights_of(out, "full", "clean")
         assert parallel.size() == 2 and parallel.summed([1 + parallel.rank(), 5]) == [3, 10]
         assert parallel.from_first(lambda: f"said by {parallel.rank()}") == "said by 0"
         found = {"-".join(c): weights_of(out, *c) for c in COMBINATIONS}

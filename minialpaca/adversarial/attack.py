@@ -143,7 +143,7 @@ class FreeLB:
         self.embedding, self.cfg = embedding, cfg
 
     def backward(self, passes: Passes) -> Noted:
-        K, total, skipped = self.cfg.steps, 0.0, 0
+        K, total, found = self.cfg.steps, 0.0, True
         generator = torch.Generator().manual_seed(passes.seed)
         delta_BTD = drawn(passes.real_BT, self.embedding.embedding_dim, self.cfg.epsilon, generator)
         for _ in range(K):
@@ -152,8 +152,8 @@ class FreeLB:
             there.backward()
             g_BTD = on_real(seen, passes.real_BT)
             delta_BTD = ascend(delta_BTD, g_BTD, self.cfg.step_size or self.cfg.epsilon, self.cfg.epsilon)
-            total, skipped = total + there.detach(), skipped + (~usable(g_BTD)).sum()
-        return {"loss": total, "attacks_skipped": skipped}
+            total, found = total + there.detach(), found & usable(g_BTD)
+        return {"loss": total, "attacks_skipped": (~found).sum()}
 
 
 def on_real(seen: Pass, real_BT: Tensor) -> Tensor:

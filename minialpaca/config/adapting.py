@@ -162,7 +162,7 @@ class AdversarialConfig:
     def __post_init__(self):
         check(self, {
             "method": (self.method in ATTACKS, f"use {', '.join(ATTACKS[:-1])} or {ATTACKS[-1]}"),
-            "epsilon": (0 < self.epsilon < math.inf, "must be positive: it is the length of the perturbation"),
+            "epsilon": (0 < self.epsilon < 1e30, "must be positive, and small enough for fp32: it is the length of the perturbation"),
             "clean_weight": (0 <= self.clean_weight < math.inf, "must not be negative"),
             "adversarial_weight": (0 < self.adversarial_weight < math.inf, "must be positive; adversarial.method=none trains without attacks"),
             "steps": (1 <= self.steps <= 1000, "must lie in 1 … 1000"),

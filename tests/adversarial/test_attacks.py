@@ -205,10 +205,15 @@ def test_the_loss_rises_along_the_gradient_as_fast_as_its_norm_says():
         assert rise == pytest.approx(eps * slope, rel=1e3 * eps)  # the same units are dropped in both passes, or it could fall
 
 
-def test_an_example_without_a_gradient_is_counted_and_left_alone():
+@pytest.mark.parametrize("method", ["fgm", "fgsm", "pgd", "freelb"])
+def test_an_example_without_a_gradient_is_counted_once_however_many_passes(method):
     model, batch = tiny.model().double(), collate([*ROWS[:2], ([4, 5], [IGNORE, IGNORE])], PAD)
-    noted = attack(model).backward(Passes(loss_of(model, batch), batch.embedded_BT, 0))
+    noted = attack(model, method).backward(Passes(loss_of(model, batch), batch.embedded_BT, 0))
     assert noted["attacks_skipped"] == 1
+
+
+def test_an_example_without_a_gradient_is_left_alone():
+    model, batch = tiny.model().double(), collate([*ROWS[:2], ([4, 5], [IGNORE, IGNORE])], PAD)
     said = perturbation(model, batch)
     assert said[2].eq(0).all() and said[0].ne(0).any()
 
