@@ -53,9 +53,13 @@ def score(folder: Path) -> float:
     return 100 * right / asked
 
 
+def records(folder: Path) -> list[dict]:
+    """The steps' numbers, as the run logged them."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def speed(folder: Path) -> float:
-    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return statistics.median(r["tokens_per_s"] for r in records if "tokens_per_s" in r)
+    return statistics.median(r["tokens_per_s"] for r in records(folder) if "tokens_per_s" in r)
 
 
 def trained_share(folder: Path, base: PretrainConfig) -> float:

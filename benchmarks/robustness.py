@@ -1,8 +1,9 @@
 """Accuracy of tuned classifiers on their test split, clean and under attack.
 
-    python -m benchmarks.robustness runs/sst2 runs/sst2-fgm --method fgm --epsilon 0.02 0.04
+    python -m benchmarks.robustness runs/sst2 runs/sst2-fgm --attacks fgm pgd --epsilon 0.02 0.04
 
-The attack knows the model and the right labels: each text's embeddings are moved by ε where its loss rises fastest.
+The attack knows the model and the right labels: each text's embeddings are moved by at most ε to where its loss is larger. FGM takes
+one step of length ε; PGD ten of ε/4, so that a model that is merely bent where one step looks is found out.
 """
 
 import argparse
@@ -18,12 +19,25 @@ from minialpaca.adversarial.attack import OnOutputs
 from minialpaca.adversarial.embedded import perturbed
 from minialpaca.config import AdversarialConfig
 from minialpaca.data.texts import TextExamples
+from minialpaca.heads import Classifier
 from minialpaca.objectives import label_groups_sum
 from minialpaca.tasks.classification import Classification
 from minialpaca.tokenizer import Tokenizer
 
+ATTACKS = {"fgm": lambda e: AdversarialConfig("fgm", e), "fgsm": lambda e: AdversarialConfig("fgsm", e),
+           "pgd": lambda e: AdversarialConfig("pgd", e, steps=10, step_size=e / 4)}
 
-def right(model: classify.Classifier, examples: TextExamples, attack: OnOutputs | None, batch_size: int = 64) -> float:
+
+def accuracies(folder: Path, configs: list[AdversarialConfig]) -> list[float]:
+    """Of a run on its test split (its validation split where it has none), in per cent: clean, then under each attack."""
+    model = classify.load_labeller(folder).model
+    with contextlib.redirect_stdout(io.StringIO()):
+        task = Classification(run.settings_of(folder), Tokenizer.load(folder / run.TOKENIZER))
+    attacks = [None, *(attack_on(model.backbone.embed, cfg, tied=False) for cfg in configs)]
+    return [right(model, task.test or task.val, attack) for attack in attacks]
+
+
+def right(model: Classifier, examples: TextExamples, attack: OnOutputs | None, batch_size: int = 64) -> float:
     """The part of texts whose first group is told right, in per cent."""
     hits = 0
     for chosen in examples.by_length(batch_size):
@@ -38,17 +52,14 @@ def right(model: classify.Classifier, examples: TextExamples, attack: OnOutputs 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--method", default="fgm", choices=("fgm", "fgsm", "pgd"))
+    parser.add_argument("--attacks", nargs="+", default=["fgm", "pgd"], choices=list(ATTACKS))
     parser.add_argument("--epsilon", type=float, nargs="+", default=[0.02, 0.04])
     args = parser.parse_args()
-    print("| run | clean | " + " | ".join(f"{args.method} {e:g}" for e in args.epsilon) + " |\n|---" + "|---" * (1 + len(args.epsilon)) + "|")
+    asked = [(name, e) for name in args.attacks for e in args.epsilon]
+    print("| run | clean | " + " | ".join(f"{name} {e:g}" for name, e in asked) + " |\n|---" + "|---" * (1 + len(asked)) + "|")
     for folder in args.runs:
-        model = classify.load_labeller(folder).model
-        with contextlib.redirect_stdout(io.StringIO()):
-            task = Classification(run.settings_of(folder), Tokenizer.load(folder / run.TOKENIZER))
-        examples = task.test or task.val
-        attacks = [None, *(attack_on(model.backbone.embed, AdversarialConfig(args.method, e), tied=False) for e in args.epsilon)]
-        print(f"| {folder} | " + " | ".join(f"{right(model, examples, attack):.1f}" for attack in attacks) + " |", flush=True)
+        found = accuracies(folder, [ATTACKS[name](e) for name, e in asked])
+        print(f"| {folder} | " + " | ".join(f"{value:.1f}" for value in found) + " |", flush=True)
 
 
 if __name__ == "__main__":
