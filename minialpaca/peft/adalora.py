@@ -26,7 +26,7 @@ def triplets(x: Tensor, P_OR: Tensor, lambda_R: Tensor, Q_RI: Tensor, scale: flo
 
     x (…, I) → (…, O). Zhang et al. 2023, eq. 3; s = α/r₀ as in LoRA, r₀ the rank at the start, whatever is pruned.
     """
-    return scale * F.linear(lambda_R * F.linear(x, Q_RI), P_OR)
+    return F.linear(scale * lambda_R * F.linear(x, Q_RI), P_OR)
 
 
 def orthogonality(P_OR: Tensor, Q_RI: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class AdaLoRALinear(Wrapper):
 
     def forward(self, x: Tensor) -> Tensor:
         delta = triplets(self.dropout(x).to(self.P.dtype), self.P, self.lambdas, self.Q, self.scale)
-        return self.base(x) + delta.to(x.dtype)
+        return delta.to(x.dtype).add_(self.base(x))  # where the change stands: nobody needs it again
 
     def merged(self) -> nn.Linear:
         weight_OI = wide(self.base.weight) + self.scale * self.P * self.lambdas @ self.Q

@@ -24,7 +24,7 @@ def low_rank(x: Tensor, A_RI: Tensor, B_OR: Tensor, scale: float) -> Tensor:
 
     x (…, I) → (…, O); B A is never multiplied out. Hu et al. 2022, eq. 3; s by `lora_scale`.
     """
-    return scale * F.linear(F.linear(x, A_RI), B_OR)
+    return F.linear(scale * F.linear(x, A_RI), B_OR)  # s on the narrow side: a pass over (…, O) less each way
 
 
 def lora_scale(alpha: float, rank: int, rank_stabilised: bool) -> float:
@@ -68,7 +68,7 @@ class LoRALinear(Wrapper):
         return low_rank(self.dropout(x).to(self.A.dtype), self.A, self.B, self.scale).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.delta(x)
+        return self.delta(x).add_(self.base(x))  # where Δ(x) stands: nobody needs it again
 
     def weight(self) -> Tensor:
         """W₀ + s B A   (O, I), in fp32 at least."""

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -59,18 +60,21 @@ def save(run: Path, step: int, tensors: dict[str, dict], state: dict, best: bool
 
 
 def _write(part: Path, tensors: dict[str, dict], state: dict, abandoned: Callable[[], bool]) -> None:
-    """All files, the manifest last; then they are read back and compared with what was to be written."""
+    """All files, the manifest last; each is read back and compared with what was to be written, the largest while others are written."""
     facts = {}
-    for stem, content in tensors.items():
-        with durable.Writer(part / f"{stem}.pt", abandoned) as out:
-            torch.save(content, out)
-        facts[f"{stem}.pt"] = out.facts
-    facts["state.json"] = durable.write(part / "state.json", json.dumps(state))
-    manifest = json.dumps({"format": 1, "files": facts}, indent=1)
-    durable.write(part / MANIFEST, manifest)
-    durable.sync(part)
-    whole = ((part / MANIFEST).read_text(encoding="utf-8") == manifest and json.dumps(read_state(part)) == json.dumps(state)
-             and all(_same(read_tensors(part, stem, mmap=True), content) for stem, content in tensors.items()))
+    with ThreadPoolExecutor(1) as beside:
+        checks = []
+        for stem, content in sorted(tensors.items(), key=lambda item: -space.size_of(item[1])):
+            with durable.Writer(part / f"{stem}.pt", abandoned) as out:
+                torch.save(content, out)
+            facts[f"{stem}.pt"] = out.facts
+            checks.append(beside.submit(lambda stem=stem, meant=content: _same(read_tensors(part, stem, mmap=True), meant)))
+        facts["state.json"] = durable.write(part / "state.json", json.dumps(state))
+        manifest = json.dumps({"format": 1, "files": facts}, indent=1)
+        durable.write(part / MANIFEST, manifest)
+        durable.sync(part)
+        whole = ((part / MANIFEST).read_text(encoding="utf-8") == manifest and json.dumps(read_state(part)) == json.dumps(state)
+                 and all(check.result() for check in checks))
     if not whole:
         raise UserError(f"{part}: what was written is read back otherwise, so disk or memory are faulty; the checkpoint before is "
                         "untouched; train on another machine, or in a run.dir on another disk")

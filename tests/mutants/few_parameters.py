@@ -56,7 +56,7 @@ of("peft.lora:low_rank", "peft/test_formulas.py::test_lora_is_the_papers_product
    ("scale * F", "-scale * F"),
    ("scale * F", "F"),
    ("scale * F", "scale**2 * F"),
-   ("F.linear(F.linear(x, A_RI), B_OR)", "2 * F.linear(F.linear(x, A_RI), B_OR)"))
+   ("F.linear(x, A_RI)", "F.linear(x, 2 * A_RI)"))
 
 of("peft.lora:lora_scale", "peft/test_formulas.py::test_the_scale_is_alpha_over_r_or_over_its_root",
    ("alpha / (", "alpha * ("),
@@ -71,8 +71,8 @@ of("peft.lora:LoRALinear.__init__", "peft/test_formulas.py::test_lora_begins_wit
    ("torch.zeros(O", "torch.ones(O"))
 
 of("peft.lora:LoRALinear.forward", "peft/test_formulas.py::test_lora_is_the_papers_product",
-   ("self.base(x) + self", "self.base(x) - self"),
-   ("self.base(x) + self.delta(x)", "self.delta(x)"))
+   ("add_(self.base(x))", "sub_(self.base(x))"),
+   (".add_(self.base(x))", ""))
 
 of("peft.lora:LoRALinear.delta", "peft/test_formulas.py::test_lora_drops_of_its_own_input_alone",
    ("self.dropout(x)", "x"))
@@ -134,8 +134,8 @@ of("peft.virtual:VirtualTokens.forward", "peft/test_formulas.py::test_a_prompt_i
    ("value=True", "value=False", "test_padding_and_the_cache_change_nothing[prompt]"))
 
 of("peft.adalora:triplets", "peft/test_formulas.py::test_adalora_is_the_papers_triple_product",
-   ("scale * F", "F"),
-   ("scale * F", "-scale * F"),
+   ("scale * lambda_R", "lambda_R"),
+   ("scale * lambda_R", "-scale * lambda_R"),
    ("lambda_R * F", "F"),
    ("lambda_R * F", "lambda_R.abs() * F"))
 
