@@ -1,6 +1,7 @@
 """Room on the disk, asked for before it is needed: a run that ends with a full disk at night has lost the night."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -10,16 +11,18 @@ from minialpaca.errors import UserError
 AROUND = 1 << 17  # bytes: headers, state.json, manifest.json, and what a file system rounds up
 
 
+def tensors_in(*contents) -> Iterator[Tensor]:
+    """Of nested state dicts."""
+    for one in contents:
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, (dict, list, tuple)):
+            yield from tensors_in(*(one.values() if isinstance(one, dict) else one))
+
+
 def size_of(*contents) -> int:
     """About how many bytes these state dicts take on disk; tensors that share their memory count once."""
-    found: dict[int, int] = {}
-    todo = list(contents)
-    while todo:
-        one = todo.pop()
-        if isinstance(one, Tensor):
-            found[one.data_ptr() or id(one)] = one.numel() * one.element_size() + 256
-        elif isinstance(one, (dict, list, tuple)):
-            todo += one.values() if isinstance(one, dict) else one
+    found = {one.data_ptr() or id(one): one.numel() * one.element_size() + 256 for one in tensors_in(*contents)}
     return sum(found.values()) + AROUND
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -93,32 +94,43 @@ def test_a_kill_while_a_step_is_saved_again_loses_neither_last_nor_best(tmp_path
 @pytest.mark.parametrize("name", ["model.pt", "optimizer.pt", "state.json", "manifest.json"])
 def test_what_the_disk_has_otherwise_never_replaces_the_one_before(tmp_path, monkeypatch, name):
     save(tmp_path, 1, best=True)
-    leave = durable.Writer.__exit__
+    write = durable.Writer._hash_and_write
 
-    def spoiled(writer, *args):
-        leave(writer, *args)
-        if writer.path.name == name:
-            content = bytearray(writer.path.read_bytes())
-            place = content.rfind(torch.tensor(2.0).numpy().tobytes()) if name.endswith(".pt") else content.find(b'"') + 1
-            content[place] ^= 1
-            writer.path.write_bytes(content)
+    def spoiled(writer, piece):
+        """One bit of what is written is another than what was meant."""
+        if writer.path.name == name and (part := torch.tensor(2.0).numpy().tobytes() if name.endswith(".pt") else b'"') in bytes(piece):
+            writer.gathered += piece
+            content = bytearray(piece)
+            content[content.find(part) + (part == b'"')] ^= 1
+            writer.file.write(content)
+        else:
+            write(writer, piece)
 
-    monkeypatch.setattr(durable.Writer, "__exit__", spoiled)
-    refusal(lambda: save(tmp_path, 2, best=True), "read back otherwise", "checkpoint before is untouched")
+    monkeypatch.setattr(durable.Writer, "_hash_and_write", spoiled)
+    refusal(lambda: save(tmp_path, 2, best=True), name, "read back otherwise", "before is untouched")
     assert value_of(tmp_path, "last") == value_of(tmp_path, "best") == 1 and folders(tmp_path) == ["step-000001"]
 
 
 def test_what_is_not_finite_or_a_negative_zero_reads_back(tmp_path):
     odd = {"w": torch.tensor([float("nan"), -0.0, float("inf")]), "half": torch.ones(3).bfloat16(), "none": torch.zeros(0), "x": float("nan")}
     checkpoint.save(tmp_path, 1, {"model": odd, "optimizer": {"l": [1, (2, "a")]}}, {"best": float("nan")}, False)
-    assert checkpoint._same(odd, odd) and not checkpoint._same({"w": torch.tensor(0.0)}, {"w": torch.tensor(-0.0)})
 
 
-def test_large_pieces_are_hashed_beside_and_come_to_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(durable, "PARALLEL_FROM", 1000)
-    place = save(tmp_path, 1, value=3.0)
-    place = checkpoint.save(tmp_path, 2, {"model": {"w": torch.randn(5000)}, "optimizer": {}}, {"step": 2}, False)
+@pytest.mark.parametrize("large", [durable.LARGE, 1000])
+def test_the_hash_is_of_all_pieces_in_their_order_wherever_they_lie(tmp_path, monkeypatch, large):
+    """Large tensors are hashed where they are, what only torch.save holds from a copy."""
+    monkeypatch.setattr(durable, "LARGE", large)
+    monkeypatch.setattr(durable, "CHUNK", large + 24)
+    shared = torch.randn(5000)
+    model = {"w": shared, "tied": shared, "part": shared[100:200], "turned": torch.randn(30, 40).T, "bits": torch.ones(7, dtype=torch.bool)}
+    place = checkpoint.save(tmp_path, 2, {"model": model, "optimizer": {}}, {"step": 2}, False)
     checkpoint.verify(place)
+    with durable.Writer(tmp_path / "file") as out:  # nothing lasts here
+        scratch = bytearray(b"b" * 3000)
+        for piece in (b"a", memoryview(scratch), b"c"):
+            out.write(piece)
+        scratch[:] = b"x" * 3000
+    assert out.facts == {"bytes": 3002, "sha256": hashlib.sha256(b"a" + b"b" * 3000 + b"c").hexdigest()}
 
 
 # ── room ─────────────────────────────────────────────────────────────────────────────────────────
