@@ -30,7 +30,7 @@ def changes_of(method: str, epsilon: float, vat_epsilon: float, unlabelled: Path
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -59,8 +59,8 @@ def main() -> None:
     print("| method | " + " | ".join(heads) + " |\n|---" + "|---" * len(heads) + "|")
     for method, rows in found.items():
         lost = [row[0] - row[1] for row in rows]
-        beside = [row[0] - none[0] for row, none in zip(rows, found.get("none", rows))]
-        print(f"| {method} | " + " | ".join(map(spread, [*zip(*rows), lost, beside])) + " |")
+        beside = [row[0] - none[0] for row, none in zip(rows, found.get("none", []))]
+        print(f"| {method} | " + " | ".join(map(spread, [*zip(*rows), lost])) + f" | {spread(beside) if beside else '—'} |")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m benchmarks.loss_scaling --seeds 0 1 2 --out runs/loss-scaling
 
-configs/pretrain.toml, but 16 times its batch (32,768 tokens a step), as on a GPU: each token's share of the mean is small, and so are
-the gradients on their way. On a GPU (`--device cuda`) products are computed in fp16. A CPU takes ten to twenty times as long for
-those, so there fp32 stands in: what enters and leaves a product, forwards and backwards, is rounded to fp16 and back; one step
-of either is printed first. A row a seed: validation loss, nats per token.
+configs/pretrain.toml, but 16 times its batch (32,768 tokens a step) and 20 steps of warm-up, as on a GPU: each token's share of the mean
+is small, and so are the gradients on their way. On a GPU (`--device cuda`) products are computed in fp16. A CPU takes ten to twenty times
+as long for those, so there fp32 stands in: what enters and leaves a product, forwards and backwards, is rounded to fp16 and back. Inside
+attention and between products it is milder than fp16 itself. A row a seed: validation loss, nats per token.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def main() -> None:
     print("| seed | " + " | ".join(WAYS) + " |\n|---|---|---|---|")
     rows = []
     for seed in args.seeds:
-        rows.append([measured(way, seed, args.out.resolve() / f"{way.replace(' ', '-')}-{seed}", args.device, args.changes) for way in WAYS])
+        rows.append([measured(way, seed, args.out.resolve() / f"{way.replace(' ', '-')}-{args.device}-{seed}", args.device, args.changes) for way in WAYS])
         print(f"| {seed} | " + " | ".join(f"{value:.4f}" for value in rows[-1]) + " |", flush=True)
     if len(rows) > 1:
         print("| mean ± sd | " + " | ".join(f"{statistics.mean(c):.4f} ± {statistics.stdev(c):.4f}" for c in zip(*rows)) + " |")

@@ -29,12 +29,14 @@ ATTACKS = {"fgm": lambda e: AdversarialConfig("fgm", e), "fgsm": lambda e: Adver
 
 
 def accuracies(folder: Path, configs: list[AdversarialConfig]) -> list[float]:
-    """Of a run on its test split (its validation split where it has none), in per cent: clean, then under each attack."""
+    """Of a run on its test split, in per cent: clean, then under each attack."""
     model = classify.load_labeller(folder).model
     with contextlib.redirect_stdout(io.StringIO()):
         task = Classification(run.settings_of(folder), Tokenizer.load(folder / run.TOKENIZER))
+    if not task.test:
+        raise SystemExit(f"{folder}: has no test split; its validation split has chosen its weights already")
     attacks = [None, *(attack_on(model.backbone.embed, cfg, tied=False) for cfg in configs)]
-    return [right(model, task.test or task.val, attack) for attack in attacks]
+    return [right(model, task.test, attack) for attack in attacks]
 
 
 def right(model: Classifier, examples: TextExamples, attack: OnOutputs | None, batch_size: int = 64) -> float:

@@ -1,11 +1,12 @@
 """What saving costs: a state of 125 million parameters (weights and AdamW's moments, 1.5 GB) beside one step's time.
 
-    python -m benchmarks.save_cost --rounds 3 --dir /a/disk/to/measure
+    python -m benchmarks.save_cost --rounds 8 --dir /a/disk/to/measure
 
 `step`: one optimiser step on a single row of 256 tokens, the shortest there is, in fp32. `stall`: how long the training waits
 for a save, which is the copy of the tensors; the first copy also has to get the memory. `slowed`: how much longer the steps take
 while a save is written beside them, summed over these steps. `save`: the writing itself, with nothing beside it. `bare`: that
-without the integrity checks (no SHA-256, nothing read back); `sha` and `read`: what each check adds to the bare one.
+without the integrity checks (no SHA-256, nothing read back); `no sha`, `no read`: that without the one or the other. The four take
+turns in the order, after a save that is not counted: the first one behind the steps takes longer, whichever it is.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minialpaca.errors import UserError
 
-PATIENCE = timedelta(days=1)  # the others wait while the first one evaluates or answers a test; the library's default is 30 minutes
+PATIENCE = timedelta(days=1)  # the others wait while the first one evaluates or answers a test; the library's default is 30 minutes, with NCCL 10
 
 
 def start() -> None:

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -62,12 +63,22 @@ def _write(part: Path, tensors: dict[str, dict], state: dict, abandoned: Callabl
     """All files, the manifest last."""
     facts = {}
     for stem, content in tensors.items():
+        _refuse_objects(stem, content)
         with durable.Writer(part / f"{stem}.pt", abandoned, space.tensors_in(content)) as out:
             torch.save(content, out)
         facts[f"{stem}.pt"] = out.facts
     facts["state.json"] = durable.write(part / "state.json", json.dumps(state))
     durable.write(part / MANIFEST, json.dumps({"format": 1, "files": facts}, indent=1))
     durable.sync(part)
+
+
+def _refuse_objects(stem: str, content) -> None:
+    """Loading would refuse them, when the checkpoint before is long gone."""
+    for part in content.values() if isinstance(content, dict) else content:
+        if isinstance(part, (dict, list, tuple)):
+            _refuse_objects(stem, part)
+        elif not isinstance(part, (Tensor, int, float, str, type(None))) or isinstance(part, np.generic):
+            raise TypeError(f"{stem} holds a {type(part).__name__}, which is no tensor, number or text")
 
 
 def _put(part: Path, target: Path) -> None:

@@ -91,24 +91,49 @@ def test_a_kill_while_a_step_is_saved_again_loses_neither_last_nor_best(tmp_path
 # ── read back ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("large", [durable.LARGE, 1], ids=["in a row", "on threads"])
+@pytest.mark.parametrize("fault", ["a bit", "a byte more"])
 @pytest.mark.parametrize("name", ["model.pt", "optimizer.pt", "state.json", "manifest.json"])
-def test_what_the_disk_has_otherwise_never_replaces_the_one_before(tmp_path, monkeypatch, name):
+def test_what_the_file_has_otherwise_never_replaces_the_one_before(tmp_path, monkeypatch, name, fault, large):
+    monkeypatch.setattr(durable, "LARGE", large)
     save(tmp_path, 1, best=True)
-    write = durable.Writer._hash_and_write
+    write, end = durable.Writer._hash_and_write, durable.Writer._end
 
     def spoiled(writer, piece):
         """One bit of what is written is another than what was meant."""
-        if writer.path.name == name and (part := torch.tensor(2.0).numpy().tobytes() if name.endswith(".pt") else b'"') in bytes(piece):
-            writer.gathered += piece
-            content = bytearray(piece)
-            content[content.find(part) + (part == b'"')] ^= 1
-            writer.file.write(content)
-        else:
-            write(writer, piece)
+        write(writer, piece)
+        part = torch.tensor(2.0).numpy().tobytes() if name.endswith(".pt") else b'"'
+        if writer.path.name == name and part in bytes(piece):
+            writer.file.flush()
+            place = writer.file.tell() - len(piece) + bytes(piece).find(part) + (part == b'"')
+            os.pwrite(writer.file.fileno(), bytes([bytes(piece)[place - writer.file.tell() + len(piece)] ^ 1]), place)
 
-    monkeypatch.setattr(durable.Writer, "_hash_and_write", spoiled)
+    def longer(writer):
+        if writer.path.name == name:
+            writer.file.write(b"x")
+        end(writer)
+
+    monkeypatch.setattr(durable.Writer, *(("_hash_and_write", spoiled) if fault == "a bit" else ("_end", longer)))
     refusal(lambda: save(tmp_path, 2, best=True), name, "read back otherwise", "before is untouched")
     assert value_of(tmp_path, "last") == value_of(tmp_path, "best") == 1 and folders(tmp_path) == ["step-000001"]
+
+
+@pytest.mark.parametrize("part", ["_hash", "_reads_back"])
+def test_what_fails_beside_the_writing_fails_the_save(tmp_path, monkeypatch, part):
+    def failing(*args):
+        raise MemoryError("beside")
+
+    save(tmp_path, 1, best=True)
+    monkeypatch.setattr(durable, "LARGE", 1)
+    monkeypatch.setattr(durable.Writer, part, failing)
+    with pytest.raises(MemoryError, match="beside"):
+        save(tmp_path, 2, best=True)
+    assert value_of(tmp_path, "last") == 1
+
+
+def test_a_state_that_could_not_be_loaded_again_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match="optimizer holds a PosixPath"):
+        checkpoint.save(tmp_path, 1, {"model": {}, "optimizer": {"state": [Path("x")]}}, {}, False)
 
 
 def test_what_is_not_finite_or_a_negative_zero_reads_back(tmp_path):
