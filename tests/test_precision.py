@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from test_trainer import MODEL, PLAIN, Ragged, ragged
+from ragged import MODEL, PLAIN, Ragged, ragged
 from torch import nn
 
 from minialpaca import linear_cross_entropy, precision

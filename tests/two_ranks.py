@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch
-from test_trainer import MODEL, Ragged, ragged
+from ragged import MODEL, Ragged, ragged
 
 from minialpaca import parallel
 from minialpaca.adversarial import attack_on

@@ -4,7 +4,7 @@ from mutants.row import of
 
 # ── a step ────────────────────────────────────────────────────────────────────────────────────────
 
-of("trainer:Trainer._try_step", "test_trainer.py::test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate",
+of("trainer:Trainer._try_step", "trainer/test_step.py::test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate",
    ("self.optim.clip_norm", "0.0"),
    ("self._set_lr(step)", "self._set_lr(step + 1)"),
    ("self.optimizer.step()", "None"),
@@ -45,12 +45,12 @@ of("precision:as_before", "test_precision.py::test_layers_computed_again_are_com
 of("precision:_cast", "test_precision.py::test_an_inner_dtype_decides_and_an_exception_leaves_nothing_behind",
    ("value.to(active())", "value.to(torch.bfloat16)"))
 
-of("trainer:Trainer._micro_batches", "test_trainer.py::test_a_step_does_not_depend_on_how_it_is_split_into_micro_batches",
+of("trainer:Trainer._micro_batches", "trainer/test_step.py::test_a_step_does_not_depend_on_how_it_is_split_into_micro_batches",
    ("first + place", "place"),
    ("min(self.a_step", "min(1"))
 
 of("trainer:Trainer._passes",
-   "test_trainer.py::test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens",
+   "trainer/test_step.py::test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens",
    ("(self.scale / n_supervised)", "self.scale"),
    ("(self.scale / n_supervised)", "(self.scale / max(1, batch.n_supervised))"),
    ("(self.scale / n_supervised)", "(-self.scale / n_supervised)",
@@ -58,7 +58,7 @@ of("trainer:Trainer._passes",
    ("torch.manual_seed(seed)", "pass", "test_an_attacks_passes_drop_the_same_units"))
 
 of("trainer:Trainer._backward",
-   "test_trainer.py::test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens",
+   "trainer/test_step.py::test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens",
    ("totals[name] + value", "value"),
    ("n_supervised, n_texts, seed)", "n_supervised * len(batches), n_texts, seed)"),
    ("n_supervised, n_texts, seed)", "max(1, batch.n_supervised), n_texts, seed)"),  # a mean of means

@@ -7,7 +7,7 @@ import biased
 import pytest
 import tiny
 import torch
-from test_trainer import PLAIN, Ragged, ragged, scripted, spelled_losses
+from ragged import PLAIN, Ragged, ragged, scripted, spelled_losses
 
 from minialpaca import run
 from minialpaca.config import AdapterConfig, FinetuneConfig, OptimConfig, TrainConfig

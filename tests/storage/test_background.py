@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from test_trainer import Ragged, make, ragged
+from ragged import Ragged, make, ragged
 
 from minialpaca.errors import UserError
 from minialpaca.storage import checkpoint, durable

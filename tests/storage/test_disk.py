@@ -11,7 +11,7 @@ import pytest
 import torch
 from running import in_process, refusal, refused
 from test_checkpoint import folders, save, value_of
-from test_trainer import MODEL, Ragged, make, ragged
+from ragged import MODEL, Ragged, make, ragged
 
 import train
 from minialpaca.errors import UserError
