@@ -16,7 +16,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.main_job import timed
+from benchmarks.runs import records, spread, timed
 from minialpaca import run
 from minialpaca.config import PretrainConfig
 from minialpaca.model import Transformer
@@ -51,11 +51,6 @@ def score(folder: Path) -> float:
         return 100 * statistics.mean(group["accuracy"] for group in marks["groups"].values())
     right, asked = marks["all"]
     return 100 * right / asked
-
-
-def records(folder: Path) -> list[dict]:
-    """The steps' numbers, as the run logged them."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def speed(folder: Path) -> float:
@@ -95,7 +90,7 @@ def main() -> None:
     for name, rows in found.items():
         scores, shares, _, gib = zip(*rows)
         beside = [r[2] / f[2] for r, f in zip(rows, found.get("none", rows))]
-        print(f"| {name} | {statistics.mean(scores):.1f} ± {statistics.stdev(scores) if len(scores) > 1 else 0:.1f} | {shares[0]:.2f} | "
+        print(f"| {name} | {spread(scores)} | {shares[0]:.2f} | "
               f"{statistics.median(beside):.2f} | {max(gib):.2f} |")
 
 

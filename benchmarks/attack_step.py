@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.runs import between
 from minialpaca.adversarial import attack_on
 from minialpaca.config import AdversarialConfig, ModelConfig, OptimConfig, TrainConfig
 from minialpaca.data.batch import LabelBatch, TextBatch
@@ -76,7 +77,7 @@ def main() -> None:
     print("| method | times a clean step, median (lowest to highest) | passes |\n|---|---|---|")
     for method, found in seconds.items():
         ratios = [one / clean for one, clean in zip(found[2:], seconds["none"][2:])]
-        print(f"| {method} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {EXPECTED[method]:.2f} |")
+        print(f"| {method} | {between(ratios)} | {EXPECTED[method]:.2f} |")
     print(f"\na clean step: {1e3 * statistics.median(seconds['none'][2:]):.0f} ms, {torch.get_num_threads()} threads")
 
 

@@ -10,12 +10,11 @@ of the same seed. The validation split chooses the weights of each run, on clean
 """
 
 import argparse
-import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.main_job import timed
 from benchmarks.robustness import ATTACKS, accuracies
+from benchmarks.runs import spread, timed
 
 METHODS = ("none", "fgm", "pgd", "freelb", "vat")
 
@@ -27,10 +26,6 @@ def changes_of(method: str, epsilon: float, vat_epsilon: float, unlabelled: Path
     found = [f"adversarial.method={method}", f"adversarial.epsilon={vat_epsilon if method == 'vat' else epsilon}"]
     return found + ([f"adversarial.step_size={epsilon / 2}"] if method in ("pgd", "freelb") else []) + (
         [f"adversarial.unlabelled={unlabelled.resolve()}"] if method == "vat" and unlabelled else [])
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from typing import TextIO
 import finetune
 import train
 from benchmarks.kills import COMMON, MODEL, write_data
-from benchmarks.main_job import ROOT
+from benchmarks.runs import ROOT
 from minialpaca.log import progress
 from minialpaca.storage import checkpoint
 from minialpaca.trainer import Trainer

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.main_job import ROOT
+from benchmarks.runs import ROOT
 from minialpaca.log import progress
 from minialpaca.storage import checkpoint
 

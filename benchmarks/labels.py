@@ -12,12 +12,11 @@ import argparse
 import contextlib
 import io
 import json
-import statistics
 from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.bayes import baselines
-from benchmarks.main_job import timed
+from benchmarks.runs import spread, timed
 from minialpaca.config import FinetuneConfig, load
 from minialpaca.data.splits import split_texts
 
@@ -46,11 +45,10 @@ def simple(config: str, seed: int, changes: list[str]) -> dict[str, dict[str, fl
 
 def table(marks: Marks) -> None:
     groups = list(dict.fromkeys(group for _, group in marks))
-    print("| method | " + " | ".join(groups) + " |\n|---" * 1 + "|---" * len(groups) + "|")
+    print("| method | " + " | ".join(groups) + " |\n|---" + "|---" * len(groups) + "|")
     for method in dict.fromkeys(method for method, _ in marks):
         cells = [marks.get((method, group), []) for group in groups]
-        print(f"| {method} | " + " | ".join(
-            f"{statistics.mean(c):.1f} ± {statistics.stdev(c) if len(c) > 1 else 0:.1f}" if c else "" for c in cells) + " |")
+        print(f"| {method} | " + " | ".join(spread(c) if c else "" for c in cells) + " |")
 
 
 def main() -> None:

@@ -9,19 +9,12 @@ process holds above what importing took. Medians of the rounds, with the lowest 
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.runs import alone, between, peak_bytes
+
 LORA = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def worker(method: str, steps: int, warmup: int) -> dict[str, float]:
@@ -34,7 +27,7 @@ def worker(method: str, steps: int, warmup: int) -> dict[str, float]:
     from minialpaca.peft import apply
     from minialpaca.tasks import next_token_loss
 
-    imported = peak_mib()
+    imported = peak_bytes()
     model = Transformer(ModelConfig(vocab_size=8192, d_model=384, n_layers=6, n_heads=6, d_ff=1024, max_seq_len=256)).train()
     if method == "lora":
         apply(model, AdapterConfig(method, targets=LORA, rank=8))
@@ -49,7 +42,7 @@ def worker(method: str, steps: int, warmup: int) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - started)
-    return {"seconds": statistics.median(seconds[warmup:]), "mib": peak_mib() - imported}
+    return {"seconds": statistics.median(seconds[warmup:]), "mib": (peak_bytes() - imported) / 2**20}
 
 
 def main() -> None:
@@ -64,16 +57,14 @@ def main() -> None:
     rows = {"none": [], "lora": []}
     for _ in range(args.rounds):
         for method, found in rows.items():
-            said = subprocess.run([sys.executable, "-m", "benchmarks.lora_step", "--worker", method, "--steps", str(args.steps)],
-                                  cwd=ROOT, capture_output=True, text=True, check=True).stdout
-            found.append(json.loads(said))
+            found.append(alone("lora_step", "--worker", method, "--steps", str(args.steps)))
             print(method, found[-1], flush=True)
     faster = [f["seconds"] / lora["seconds"] for f, lora in zip(rows["none"], rows["lora"])]
     smaller = [lora["mib"] / f["mib"] for f, lora in zip(rows["none"], rows["lora"])]
     print("| | full | LoRA | ratio, median (lowest to highest) |\n|---|---|---|---|")
     for name, key, ratios in (("seconds a step", "seconds", faster), ("peak MiB above imports", "mib", smaller)):
         full, lora = (statistics.median(r[key] for r in rows[method]) for method in rows)
-        print(f"| {name} | {full:.3g} | {lora:.3g} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |")
+        print(f"| {name} | {full:.3g} | {lora:.3g} | {between(ratios)} |")
 
 
 if __name__ == "__main__":

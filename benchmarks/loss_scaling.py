@@ -9,7 +9,6 @@ attention and between products it is milder than fp16 itself. A row a seed: vali
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +16,9 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.runs import ROOT, records, spread
 from minialpaca import precision, trainer
 
-ROOT = Path(__file__).resolve().parent.parent
 WAYS = ("fp32", "fp16 scaled", "fp16 unscaled")
 RECIPE = ("train.accumulation=16", "train.eval_every=20", "optim.warmup_steps=20", "samples.count=0", "train.save_every=0")
 
@@ -64,8 +63,6 @@ def train_one(way: str, stand_in: bool, arguments: list[str]) -> None:
 
 def measured(way: str, seed: int, folder: Path, device: str, changes: list[str]) -> float:
     """The best validation loss. Each run in a process of its own."""
-    from benchmarks.adapters import records
-
     done = subprocess.run([sys.executable, "-m", "benchmarks.loss_scaling", "--one", way, "--device", device, f"run.dir={folder}",
                            f"run.seed={seed}", f"run.device={device}", *RECIPE, *changes], cwd=ROOT, stdout=subprocess.DEVNULL)
     if done.returncode:
@@ -89,7 +86,7 @@ def main() -> None:
         rows.append([measured(way, seed, args.out.resolve() / f"{way.replace(' ', '-')}-{args.device}-{seed}", args.device, args.changes) for way in WAYS])
         print(f"| {seed} | " + " | ".join(f"{value:.4f}" for value in rows[-1]) + " |", flush=True)
     if len(rows) > 1:
-        print("| mean ± sd | " + " | ".join(f"{statistics.mean(c):.4f} ± {statistics.stdev(c):.4f}" for c in zip(*rows)) + " |")
+        print("| mean ± sd | " + " | ".join(spread(c, 4) for c in zip(*rows)) + " |")
     return None
 
 

@@ -9,24 +9,9 @@ the weights and the order.
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def timed(*command: str) -> tuple[float, float]:
-    """(seconds, peak GiB resident) of one finished command."""
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return time.perf_counter() - started, usage.ru_maxrss / 2**20
+from benchmarks.runs import spread, timed
 
 
 def per_cent(folder: Path, kind: str) -> float:
@@ -57,7 +42,7 @@ def main() -> None:
         print(f"| {seed} | " + " | ".join(f"{v:.2f}" if i < 2 else f"{v:.1f}" for i, v in enumerate(rows[-1])) + " |",
               flush=True)
     if len(rows) > 1:
-        print("| mean ± sd | " + " | ".join(f"{statistics.mean(c):.2f} ± {statistics.stdev(c):.2f}" for c in zip(*rows)) + " |")
+        print("| mean ± sd | " + " | ".join(spread(c, 2) for c in zip(*rows)) + " |")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ twice: with MALLOC_MMAP_THRESHOLD_=262144, which gives them back, and as it come
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.runs import alone, peak_bytes
+
 SHAPES = {  # d_model, layers, heads, d_ff, vocabulary, context, rows
     "small": (256, 4, 4, 688, 4096, 256, 8),
     "middle": (384, 6, 6, 1024, 8192, 256, 8),
@@ -26,11 +24,6 @@ SHAPES = {  # d_model, layers, heads, d_ff, vocabulary, context, rows
 VARIANTS = {"": {}, "recompute": {"recompute": True}, "accumulation 2": {"accumulation": 2}}
 CASES = [*((shape, method, "") for shape in SHAPES for method in ("none", "lora")),
          *(("middle", method, variant) for method in ("none", "lora") for variant in list(VARIANTS)[1:])]
-
-
-def resident_peak() -> int:
-    """Of this process alone: getrusage's would begin with that of the process that started it."""
-    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def trainer_of(shape: tuple[int, ...], method: str, variant: str, device: str, folder: str):
@@ -74,7 +67,7 @@ def worker(shape: str, method: str, variant: str, device: str) -> dict[str, int]
 
     with tempfile.TemporaryDirectory() as folder:
         trainer_of((16, 1, 2, 24, 64, 8, 2), method if method == "none" else "lora", "", device, folder).take_step()
-        before = resident_peak()
+        before = peak_bytes()
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         trainer = trainer_of(SHAPES[shape], method, variant, device, folder)
@@ -83,14 +76,8 @@ def worker(shape: str, method: str, variant: str, device: str) -> dict[str, int]
         for _ in range(4):
             trainer.take_step()
         seconds = time.perf_counter() - started
-    measured = torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak() - before
+    measured = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes() - before
     return {"estimated": trainer.memory().peak, "measured": measured, "seconds": seconds, "parameters": sum(p.numel() for p in trainer.model.parameters())}
-
-
-def run_case(case: tuple[str, ...], device: str, extra: dict[str, str]) -> dict[str, float]:
-    said = subprocess.run([sys.executable, "-m", "benchmarks.memory", "--device", device, "--worker", *case], cwd=ROOT,
-                          env={**os.environ, **extra}, capture_output=True, text=True, check=True).stdout
-    return json.loads(said.splitlines()[-1])
 
 
 def main() -> None:
@@ -104,7 +91,8 @@ def main() -> None:
     print("| model | M parameters | trained | estimated MiB | measured MiB | estimated / measured | s | as it comes MiB | s |\n"
           "|---|---|---|---|---|---|---|---|---|")
     for case in CASES:
-        found, loose = (run_case(case, args.device, extra) for extra in ({"MALLOC_MMAP_THRESHOLD_": "262144"}, {}))
+        found, loose = (alone("memory", "--device", args.device, "--worker", *case, **extra)
+                        for extra in ({"MALLOC_MMAP_THRESHOLD_": "262144"}, {}))
         ours, theirs = found["estimated"] / 2**20, found["measured"] / 2**20
         trained = {"none": "all", "lora": "LoRA"}[case[1]] + (f", {case[2]}" if case[2] else "")
         print(f"| {case[0]} | {found['parameters'] / 1e6:.1f} | {trained} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} | "

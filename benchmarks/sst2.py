@@ -11,10 +11,9 @@ split is looked at once, at the end.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
-from benchmarks.main_job import timed
+from benchmarks.runs import spread, timed
 
 OBJECTIVES = {"decoder": ["objective.name=causal"], "encoder": ["objective.name=masked", "train.epochs=6"]}
 
@@ -57,7 +56,7 @@ def main() -> None:
             print(f"| {architecture} | {seed} | " + " | ".join(f"{v:.1f}" for v in rows[-1]) + " |", flush=True)
         if len(rows) > 1:
             print(f"| {architecture} | mean ± sd | "
-                  + " | ".join(f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in zip(*rows)) + " |", flush=True)
+                  + " | ".join(map(spread, zip(*rows))) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from commands import pretrain
 from running import refused
 
-from benchmarks.memory import run_case
+from benchmarks.runs import alone
 from minialpaca import memory, precision
 from minialpaca.config import AdapterConfig, ModelConfig
 from minialpaca.model import Transformer
@@ -87,7 +87,7 @@ def test_gradients_that_stay_stand_beside_the_activations():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["none", "lora"])
 def test_the_estimate_is_within_a_fifth_of_the_measured_peak(method):
-    found = run_case(("small", method, ""), "cpu", {"MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"})
+    found = alone("memory", "--worker", "small", method, "", MALLOC_MMAP_THRESHOLD_="262144", OMP_NUM_THREADS="1")
     assert found["estimated"] == pytest.approx(found["measured"], rel=0.2)
 
 
