@@ -8,15 +8,23 @@
 The same command again continues a run that was stopped.
 """
 
+from minialpaca import commandline
+from minialpaca.config import FinetuneConfig
+
+
+def asked(arguments: list[str] | None = None) -> FinetuneConfig:
+    return commandline.settings_of(FinetuneConfig, "configs/alpaca.toml", __doc__, arguments)
+
+
+commandline.early(__name__, asked)
+
 import math
-import sys
 from pathlib import Path
 
 import torch
 
 from minialpaca import classify, parallel, run, scripts
 from minialpaca.adversarial import attack_on
-from minialpaca.config import FinetuneConfig
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import command
 from minialpaca.evaluate import answer_rows, write_marks
@@ -35,8 +43,8 @@ from minialpaca.trainer import Trainer
 
 @command
 @parallel.joined()
-def main(arguments: list[str]) -> None:
-    settings = scripts.parse(FinetuneConfig, "configs/alpaca.toml", __doc__, arguments)
+def main(arguments: list[str] | None = None) -> None:
+    settings = asked(arguments)
     device = run.pick_device(settings.run.device)
     run.refuse_merged(Path(settings.run.dir))
     settings, base_settings = with_base_model(settings)
@@ -126,4 +134,4 @@ def show_labels(settings: FinetuneConfig, task: Classification, folder: Path, be
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,14 +7,22 @@
 The same command again continues a run that was stopped.
 """
 
-import sys
+from minialpaca import commandline
+from minialpaca.config import PretrainConfig
+
+
+def asked(arguments: list[str] | None = None) -> PretrainConfig:
+    return commandline.settings_of(PretrainConfig, "configs/pretrain.toml", __doc__, arguments)
+
+
+commandline.early(__name__, asked)
+
 from pathlib import Path
 
 import numpy as np
 
 from minialpaca import parallel, run, scripts
 from minialpaca.adversarial import attack_on
-from minialpaca.config import PretrainConfig
 from minialpaca.data import corpus
 from minialpaca.data.noise import mask_tokens
 from minialpaca.errors import command
@@ -27,8 +35,8 @@ from minialpaca.trainer import Trainer
 
 @command
 @parallel.joined()
-def main(arguments: list[str]) -> None:
-    settings = scripts.parse(PretrainConfig, "configs/pretrain.toml", __doc__, arguments)
+def main(arguments: list[str] | None = None) -> None:
+    settings = asked(arguments)
     device = run.pick_device(settings.run.device)
     corpus.size(settings.data)  # every file is looked for before anything is written
     folder = Path(settings.run.dir)
@@ -82,4 +90,4 @@ def beginnings(settings: PretrainConfig, task: CorpusTask, tokenizer: Tokenizer,
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

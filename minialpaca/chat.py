@@ -9,6 +9,21 @@ a line is awaited) leaves.
 """
 
 import argparse
+
+from minialpaca import commandline
+
+
+def asked() -> argparse.Namespace:
+    options = commandline.parser("chat", __doc__)
+    options.add_argument("run", help="the run folder of finetune.py")
+    commandline.add_sampling(options)
+    commandline.add_weights(options)
+    commandline.add_speed(options)
+    return options.parse_args()
+
+
+commandline.early(__name__, asked)
+
 import contextlib
 import dataclasses
 import io
@@ -16,11 +31,11 @@ import sys
 from pathlib import Path
 
 from minialpaca import run
-from minialpaca.config import FinetuneConfig
+from minialpaca.config import FinetuneConfig, Sampling
 from minialpaca.data.instructions import prompt_ids
+from minialpaca.decode import swift
 from minialpaca.errors import UserError, command
-from minialpaca.generate import at_least_one, sampling_arguments, sampling_of, say
-from minialpaca.sampling import Sampling
+from minialpaca.generate import say
 
 SETTINGS = {**{f.name: f.type for f in dataclasses.fields(Sampling)}, "max_new_tokens": int}
 HELP = f"""/input TEXT        give the next instruction an input
@@ -57,7 +72,7 @@ class Chat:
 
     def change(self, name: str, value: int | float) -> None:
         if name == "max_new_tokens":
-            self.max_new = at_least_one(name, value)
+            self.max_new = commandline.at_least_one(name, value)
         else:
             self.how = dataclasses.replace(self.how, **{name: value})
 
@@ -91,11 +106,8 @@ def setting(assignment: str) -> tuple[str, int | float]:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m minialpaca.chat", description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="the run folder of finetune.py")
-    sampling_arguments(parser)
-    args = parser.parse_args()
-    how = sampling_of(args)
+    args = asked()
+    how = commandline.sampling_of(args)
     settings = run.settings_of(Path(args.run))
     run.refuse_speechless(settings, args.run)
     if not isinstance(settings, FinetuneConfig):
@@ -103,7 +115,8 @@ def main() -> None:
                         "or use python -m minialpaca.generate")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # what is no UTF-8 gets an answer of its own
-    chat = Chat(*run.load(args.run, args.checkpoint, run.pick_device(args.device)), args.max_new_tokens, how)
+    model, tokenizer = run.load(args.run, args.checkpoint, run.pick_device(args.device))
+    chat = Chat(swift(model, args.int8, args.compile), tokenizer, args.max_new_tokens, how)
     if sys.stdin.isatty():
         print("Ask something; /help lists the commands.")
         with contextlib.suppress(ImportError):  # Windows has none

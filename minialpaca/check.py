@@ -8,12 +8,33 @@ A config's data are read as its run would read them, and two real steps are take
 refuse is refused here, in the same line.
 """
 
-import math
 import sys
+from pathlib import Path
+
+from minialpaca import commandline
+from minialpaca.errors import UserError
+
+USAGE = "usage: python -m minialpaca.check CONFIG.toml | DATAFILE | RUN [section.key=value ...]"
+
+
+def asked() -> tuple[Path, list[str]]:
+    """What to look at, and what to change of its config."""
+    arguments = sys.argv[1:]
+    places, changes = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\n{USAGE}")
+        sys.exit(0)
+    if len(places) != 1:
+        raise UserError(f"command line: {' '.join(arguments)!r}: give one config, data file or run folder; {USAGE}")
+    return Path(places[0]), changes
+
+
+commandline.early(__name__, asked)
+
+import math
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from minialpaca import classify, config, run
 from minialpaca.adversarial import attack_on
@@ -22,7 +43,7 @@ from minialpaca.data import corpus
 from minialpaca.data.classes import TABLES, read_texts
 from minialpaca.data.files import expand, read_objects
 from minialpaca.data.rows import read_rows
-from minialpaca.errors import UserError, command
+from minialpaca.errors import command
 from minialpaca.inspect_run import histogram, show_run, verdict
 from minialpaca.setup import base_model, make_tokenizer, refuse_other_world, with_base_model, with_vocabulary
 from minialpaca.tasks.classification import Classification
@@ -32,19 +53,11 @@ from minialpaca.tokenizer import Tokenizer
 from minialpaca.trainer import Trainer
 
 TAKEN = 2  # steps; the first warms up, the second is timed
-USAGE = "usage: python -m minialpaca.check CONFIG.toml | DATAFILE | RUN [section.key=value ...]"
 
 
 @command
 def main() -> None:
-    arguments = sys.argv[1:]
-    places, changes = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{USAGE}")
-        return
-    if len(places) != 1:
-        raise UserError(f"command line: {' '.join(arguments)!r}: give one config, data file or run folder; {USAGE}")
-    place = Path(places[0])
+    place, changes = asked()
     if place.is_dir() and (place / run.CONFIG).exists():
         show_run(place, changes)
     elif place.suffix == ".toml":

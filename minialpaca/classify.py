@@ -5,11 +5,27 @@
 """
 
 import argparse
+from pathlib import Path
+
+from minialpaca import commandline
+
+
+def asked() -> argparse.Namespace:
+    options = commandline.parser("classify", __doc__)
+    options.add_argument("run", help="the folder of a finetune.py run with task.name = classification")
+    options.add_argument("text", nargs="*", help="texts to label, each in quotation marks")
+    options.add_argument("--file", type=Path, help="a file with one text a line")
+    options.add_argument("--encoding", default="utf-8", help="of that file")
+    commandline.add_weights(options)
+    return options.parse_intermixed_args()  # options may stand between the texts
+
+
+commandline.early(__name__, asked)
+
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -110,14 +126,7 @@ def verdict(group: Group, p_C: Tensor) -> str:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m minialpaca.classify", description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="the folder of a finetune.py run with task.name = classification")
-    parser.add_argument("text", nargs="*", help="texts to label, each in quotation marks")
-    parser.add_argument("--file", type=Path, help="a file with one text a line")
-    parser.add_argument("--encoding", default="utf-8", help="of that file")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_intermixed_args()  # options may stand between the texts
+    args = asked()
     texts = [*args.text, *(read_plain(args.file, args.encoding) if args.file else [])]
     if not texts or not all(text.strip() for text in texts):
         raise UserError("command line: give texts, none of them empty, or --file")

@@ -4,7 +4,23 @@
 """
 
 import argparse
-import dataclasses
+
+from minialpaca import commandline
+
+
+def asked() -> argparse.Namespace:
+    options = commandline.parser("generate", __doc__)
+    options.add_argument("run", help="a run folder; a pretrained one goes on with the text, a tuned one answers")
+    options.add_argument("text", nargs="+", help="the instruction, or the text to go on from (several are taken in turn)")
+    options.add_argument("--input", default="", help="the instruction's input")
+    commandline.add_sampling(options)
+    commandline.add_weights(options)
+    commandline.add_speed(options)
+    return options.parse_args()
+
+
+commandline.early(__name__, asked)
+
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,18 +29,18 @@ import torch
 from torch import Tensor
 
 from minialpaca import run
-from minialpaca.cache import KVCache
-from minialpaca.config import FinetuneConfig, field_docs
+from minialpaca.config import FinetuneConfig, Sampling
 from minialpaca.data.instructions import prompt_ids
+from minialpaca.decode import Stepper, swift
 from minialpaca.errors import UserError, command
 from minialpaca.log import visible
 from minialpaca.model import Source, Transformer
-from minialpaca.sampling import Sampling, choose
+from minialpaca.sampling import choose
 from minialpaca.tokenizer import Tokenizer
 
 
 @torch.no_grad()
-def stream(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,
+def stream(model: Transformer | Stepper, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,
            how: Sampling = Sampling(), sources: list[Source] | None = None) -> Iterator[list[int | None]]:
     """At each step the new token of each row, None for rows that have ended; </s> ends a row and is given out.
 
@@ -34,15 +50,14 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_n
     max_new = room(model, prompts, max_new)
     new, real = pad_left(prompts, model.embed.weight.device)  # (B, T) of the prompts, later (B, 1)
     places = model.n_virtual + new.shape[1] + max_new
-    cache = KVCache(model.cfg, len(prompts), places, new.device, model.embed.weight.dtype)
+    cache = model.new_cache(len(prompts), places)
     seen_BV = torch.zeros(len(prompts), model.cfg.vocab_size, dtype=torch.bool, device=new.device)
     for row, prompt in zip(seen_BV, prompts):
         row[torch.as_tensor(prompt, device=row.device)] = True
     generators = [torch.Generator().manual_seed(how.seed + b) for b in range(len(prompts))]
     ended = [False] * len(prompts)
     for _ in range(max_new):
-        last_BD = model.hidden(new, real, cache, sources=sources)[:, -1]
-        next_B = choose(model.logits(last_BD), seen_BV, how, generators)
+        next_B = choose(model.next_logits(new, real, cache, sources), seen_BV, how, generators)
         yield [None if over else token for over, token in zip(ended, next_B.tolist())]
         ended = [over or token == eos for over, token in zip(ended, next_B.tolist())]
         if all(ended):
@@ -51,7 +66,7 @@ def stream(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_n
         new, real = next_B[:, None], None  # an ended row runs on unseen: nobody looks at its tokens
 
 
-def generate(model: Transformer, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,
+def generate(model: Transformer | Stepper, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,
              how: Sampling = Sampling(), sources: list[Source] | None = None) -> list[list[int]]:
     """The new tokens of each prompt, with </s> where a row came to its end."""
     answers: list[list[int]] = [[] for _ in prompts]
@@ -122,31 +137,7 @@ def continued(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterable[int]
 # ── command line ─────────────────────────────────────────────────────────────────────────────────
 
 
-def sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    sentences = field_docs(Sampling)
-    for f in dataclasses.fields(Sampling):
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=f.type, default=f.default,
-                            help=f"{sentences[f.name]} (default {f.default})")
-    parser.add_argument("--max-new-tokens", type=int, default=None,
-                        help="The longest answer, in tokens; never more than the context has room for, which is the default.")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="The weights that were best in validation, or the last. (default best)")
-    parser.add_argument("--device", default="auto",
-                        help="auto (a GPU where there is one), cpu, cuda, cuda:1 or mps. (default auto)")
-
-
-def sampling_of(args: argparse.Namespace) -> Sampling:
-    if args.max_new_tokens is not None:
-        at_least_one("--max-new-tokens", args.max_new_tokens)
-    return Sampling(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Sampling)})
-
-
-def at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise UserError(f"{name} {value}: must be at least 1")
-    return value
-
-
-def say(model: Transformer, tokenizer: Tokenizer, ids: list[int], max_new: int | None, how: Sampling,
+def say(model: Transformer | Stepper, tokenizer: Tokenizer, ids: list[int], max_new: int | None, how: Sampling,
         goes_on: bool = False) -> None:
     """Print as it comes an answer, or with `goes_on` what stands behind the text of `ids`; at most what fits the context."""
     fits = room(model, [ids], None)
@@ -158,13 +149,8 @@ def say(model: Transformer, tokenizer: Tokenizer, ids: list[int], max_new: int |
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m minialpaca.generate", description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="a run folder; a pretrained one goes on with the text, a tuned one answers")
-    parser.add_argument("text", nargs="+", help="the instruction, or the text to go on from (several are taken in turn)")
-    parser.add_argument("--input", default="", help="the instruction's input")
-    sampling_arguments(parser)
-    args = parser.parse_args()
-    how = sampling_of(args)
+    args = asked()
+    how = commandline.sampling_of(args)
     settings = run.settings_of(run.Path(args.run))
     run.refuse_speechless(settings, args.run)
     is_tuned = isinstance(settings, FinetuneConfig)
@@ -174,6 +160,7 @@ def main() -> None:
     prompts = [prompt_ids(tokenizer, text, args.input) if is_tuned else [tokenizer.bos, *tokenizer.encode(text)]
                for text in args.text]
     room(model, prompts, None)  # a text that is too long is refused before the first is answered
+    model = swift(model, args.int8, args.compile)
     for i, (text, ids) in enumerate(zip(args.text, prompts)):
         if len(prompts) > 1:
             print("\n" * (i > 0) + visible(f"> {text}"))

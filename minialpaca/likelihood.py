@@ -7,6 +7,21 @@ model (Radford et al. 2019, §3). A tuned run is given the context as an instruc
 """
 
 import argparse
+
+from minialpaca import commandline
+
+
+def asked() -> argparse.Namespace:
+    options = commandline.parser("likelihood", __doc__)
+    options.add_argument("run", help="a run folder of a decoder")
+    options.add_argument("context", help="the text before, or the instruction to a tuned run")
+    options.add_argument("answers", nargs="+", help="what may follow; a space before it is implied")
+    commandline.add_weights(options)
+    return options.parse_args()
+
+
+commandline.early(__name__, asked)
+
 import sys
 from collections.abc import Sequence
 
@@ -83,13 +98,7 @@ def as_ids(tokenizer: Tokenizer, context: str, answer: str, is_tuned: bool) -> P
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m minialpaca.likelihood", description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="a run folder of a decoder")
-    parser.add_argument("context", help="the text before, or the instruction to a tuned run")
-    parser.add_argument("answers", nargs="+", help="what may follow; a space before it is implied")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    args = asked()
     settings = run.settings_of(run.Path(args.run))
     run.refuse_speechless(settings, args.run)
     model, tokenizer = run.load(args.run, args.checkpoint, run.pick_device(args.device))

@@ -6,10 +6,24 @@ The sum is made in fp32; what the merged model says otherwise than the two apart
 """
 
 import argparse
+from pathlib import Path
+
+from minialpaca import commandline
+
+
+def asked() -> argparse.Namespace:
+    options = commandline.parser("merge", __doc__)
+    options.add_argument("run", type=Path, help="the folder of a finetune.py run with an adapter")
+    options.add_argument("out", type=Path, help="the folder to write the merged run to")
+    options.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    return options.parse_args()
+
+
+commandline.early(__name__, asked)
+
 import dataclasses
 import shutil
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -77,11 +91,7 @@ def merge(source: Path, out: Path, which: str) -> float:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m minialpaca.merge", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="the folder of a finetune.py run with an adapter")
-    parser.add_argument("out", type=Path, help="the folder to write the merged run to")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
-    args = parser.parse_args()
+    args = asked()
     difference = merge(args.run, args.out, args.checkpoint)
     print(f"{args.out} holds the merged run; its logits differ from the adapter's by at most {difference:.2g}")
 

@@ -281,6 +281,13 @@ class Transformer(nn.Module):
             cache.advance(x_BUD.shape[1])
         return self.final_norm(x_BUD)[:, -tokens_BT.shape[1]:]
 
+    def new_cache(self, rows: int, places: int) -> KVCache:
+        return KVCache(self.cfg, rows, places, self.embed.weight.device, self.embed.weight.dtype)
+
+    def next_logits(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache, sources: list[Source] | None = None) -> Tensor:
+        """What stands behind each row's last token: logits (B, V)."""
+        return self.logits(self.hidden(tokens_BT, real_BT, cache, sources=sources)[:, -1])
+
     def _embedded(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor | None]:
         """The embeddings; before a text, which is before its first piece alone, what an adapter puts there."""
         x_BTD = self.embed(tokens_BT)

@@ -5,11 +5,11 @@ import tiny
 
 from minialpaca import chat as chat_module
 from minialpaca.chat import Chat, converse
+from minialpaca.config import Sampling
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError
 from minialpaca.generate import generate
 from minialpaca.log import visible
-from minialpaca.sampling import Sampling
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import torch
 from spelled import listed
 
 from minialpaca import generate as generate_module
+from minialpaca.config import Sampling
 from minialpaca.data.batch import fill_right
 from minialpaca.errors import UserError
 from minialpaca.generate import answer_all, begun, continued, generate, pad_left, room, say, stream
 from minialpaca.log import visible
-from minialpaca.sampling import Sampling
 
 NEVER = -1  # an end that no token is
 PROMPTS = [tiny.tokens(n, seed=n).tolist() for n in (13, 1, 5, 11)]

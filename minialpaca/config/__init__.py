@@ -11,6 +11,7 @@ from minialpaca.config.data import ClassesConfig, CorpusConfig, InstructionConfi
 from minialpaca.config.files import default_of, describe, field_docs, load, read_toml, to_toml
 from minialpaca.config.model import ARCHITECTURE_OF, ModelConfig, ObjectiveConfig
 from minialpaca.config.rules import is_device
+from minialpaca.config.sampling import Sampling
 from minialpaca.config.scripts import FinetuneConfig, PretrainConfig
 from minialpaca.config.training import LossConfig, OptimConfig, RunConfig, SampleConfig, TrainConfig
 

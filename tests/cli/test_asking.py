@@ -9,7 +9,7 @@ import pytest
 from running import module, refused
 
 from minialpaca import chat, config, generate
-from minialpaca.sampling import Sampling
+from minialpaca.config import Sampling
 from minialpaca.tokenizer import Tokenizer
 
 

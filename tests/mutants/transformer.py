@@ -129,3 +129,18 @@ of("model:init_std", "model/test_parameters.py::test_initial_weights_have_the_sp
    ("matrix / math.sqrt(", "matrix * math.sqrt("),
    ('(("embed", "lm_head"), cfg.init_std)', '(("embed", "lm_head"), matrix)'),
    ('("o_proj", "down_proj")', '("o_proj", "up_proj", "down_proj")'))  # llama2.c's slip
+
+# ── one token at a time ──────────────────────────────────────────────────────────────────────────
+
+of("decode:quantised", "test_decode.py::test_rows_are_rounded_to_a_scale_of_their_own",
+   ("keepdim=True) / 127", "keepdim=True) / 128"), ("amax(-1, ", "amax(0, "), (".abs()", ""), (".round()", ""), ("s_F1 == 0, 1", "s_F1 == 0, 0.5"))
+
+of("decode:turned_by", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]",
+   ("wide * cos + swapped * sin", "wide * cos - swapped * sin"), (".flip(-1)", ".flip(-2)"))
+
+of("decode:HeldBlock.forward", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]",
+   ("attn_mask=may_look", "attn_mask=None"), ("qkv[:, :H + G], *turn", "qkv[:, :H + G], turn[0], -turn[1]"),
+   ("qkv[:, H + G:, None]", "turned[:, H:, None]"), ("self.mlp_norm(x_BD)", "self.attn_norm(x_BD)"))
+
+of("decode:Stepper.next_logits", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]",
+   ("real_BS.sum(-1) - 1", "real_BS.sum(-1)"), ("real_BS.sum(-1) - 1", "place_1.expand(len(tokens_BT))"))

@@ -1,0 +1,174 @@
+"""One more token: a decoder's step as a few large operations on matrices that are laid side by side.
+
+The model's own forward takes any number of tokens, any adapter and dropout; asked for one token at a time it spends its
+time between operations. Here queries, keys and values are one product and gate and up another, angles are looked up, and
+with `compiled` no shape ever changes: the step is compiled once for a number of rows (on CUDA captured as a graph). The
+logits are the model's up to rounding; with matrices in int8, up to half a step of each row's scale.
+"""
+
+import os
+import shutil
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minialpaca.cache import KVCache
+from minialpaca.errors import UserError
+from minialpaca.model import MLP, Attention, Block, RMSNorm, Source, Transformer, gated_swish, rotary_angles
+
+
+def quantised(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
+    """W ≈ diag(s) Q,  Q_fd = round(W_fd / s_f) ∈ −127 … 127,  s_f = max_d |W_fd| / 127   [int8.1]
+
+    Q in int8 and s (F, 1): a scale for each row, so that |W − diag(s) Q| ≤ s/2. A row of zeros has s = 1.
+    Dettmers et al. 2022, §2 (absmax, row-wise); of the matrices alone, activations stay as they are.
+    """
+    s_F1 = weight_FD.abs().amax(-1, keepdim=True) / 127
+    s_F1 = s_F1.masked_fill(s_F1 == 0, 1)
+    return (weight_FD / s_F1).round().to(torch.int8), s_F1
+
+
+class Held(nn.Module):
+    """A matrix as it is held: input-major (D, F), which one row is multiplied by fastest, or in int8 with its rows' scales."""
+
+    def __init__(self, weight_FD: Tensor, int8: bool):
+        super().__init__()
+        self.int8 = int8
+        if int8:
+            weight_FD, scale_F1 = quantised(weight_FD)
+            self.register_buffer("scale_F", scale_F1[:, 0])
+        self.register_buffer("weight", weight_FD if int8 else weight_FD.T.contiguous())
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """W x, in x's dtype. A row on a CPU is a sum of products, which is compiled into one pass over the int8."""
+        if not self.int8:
+            return x_BD @ self.weight
+        wide_FD = self.weight.to(x_BD.dtype)
+        by_row = len(x_BD) == 1 and x_BD.device.type == "cpu"
+        return ((wide_FD * x_BD).sum(-1)[None] if by_row else F.linear(x_BD, wide_FD)) * self.scale_F
+
+
+class HeldBlock(nn.Module):
+    """A block's matrices: rows of q, k and v below each other, those of gate and up, and the gains of its norms."""
+
+    def __init__(self, block: Block, int8: bool):
+        super().__init__()
+        attn, mlp = block.attn, block.mlp
+        self.n_heads, self.n_kv_heads, self.d_head = attn.n_heads, attn.n_kv_heads, attn.d_head
+        self.attn_norm, self.mlp_norm = block.attn_norm, block.mlp_norm
+        self.qkv = Held(torch.cat([p.weight.detach() for p in (attn.q_proj, attn.k_proj, attn.v_proj)]), int8)
+        self.o = Held(attn.o_proj.weight.detach(), int8)
+        self.gate_up = Held(torch.cat([p.weight.detach() for p in (mlp.gate_proj, mlp.up_proj)]), int8)
+        self.down = Held(mlp.down_proj.weight.detach(), int8)
+
+    def forward(self, x_BD: Tensor, turn: tuple[Tensor, Tensor], place_1: Tensor, k_BGSK: Tensor, v_BGSK: Tensor,
+                end: int, may_look: Tensor | None) -> Tensor:
+        """`end`: how much of the cache is looked at."""
+        H, G = self.n_heads, self.n_kv_heads
+        qkv = self.qkv(self.attn_norm(x_BD)).unflatten(-1, (H + 2 * G, self.d_head))
+        turned = turned_by(qkv[:, :H + G], *turn)
+        k_BGSK.index_copy_(2, place_1, turned[:, H:, None])
+        v_BGSK.index_copy_(2, place_1, qkv[:, H + G:, None])
+        mix_BH1K = F.scaled_dot_product_attention(turned[:, :H, None], k_BGSK[:, :, :end], v_BGSK[:, :, :end],
+                                                  attn_mask=may_look, enable_gqa=G < H)
+        x_BD = x_BD + self.o(mix_BH1K.flatten(1))
+        gate_BF, up_BF = self.gate_up(self.mlp_norm(x_BD)).chunk(2, -1)
+        return x_BD + self.down(gated_swish(gate_BF, up_BF))
+
+
+def turned_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`model.rotate` (rope.34) as x cos + swap(x) (−sin, sin), with angles for each of a pair; x (B, heads, K)."""
+    wide = x.to(cos.dtype)
+    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (wide * cos + swapped * sin).to(x.dtype)
+
+
+class Step(nn.Module):
+    """tokens (B,) behind those in the cache → logits (B, V), in fp32 at least."""
+
+    def __init__(self, model: Transformer, int8: bool):
+        super().__init__()
+        self.embed, self.final_norm = model.embed, model.final_norm
+        self.blocks = nn.ModuleList(HeldBlock(block, int8) for block in model.layers)
+        self.head = Held(model.lm_head.weight.detach(), int8)
+        wide = torch.float64 if model.embed.weight.dtype == torch.float64 else torch.float32
+        places = torch.arange(model.cfg.max_seq_len, device=model.embed.weight.device, dtype=wide)
+        cos, sin = rotary_angles(places, model.cfg.d_head, model.cfg.rope_theta)
+        self.register_buffer("cos_SK", cos.repeat_interleave(2, -1))
+        self.register_buffer("sin_SK", torch.stack((-sin, sin), -1).flatten(-2))
+
+    def forward(self, tokens_B: Tensor, positions_B: Tensor, place_1: Tensor, cached: list[tuple[Tensor, Tensor]],
+                end: int, may_look: Tensor | None) -> Tensor:
+        x_BD = self.embed(tokens_B)
+        turn = self.cos_SK[positions_B][:, None], self.sin_SK[positions_B][:, None]
+        for block, (k_BGSK, v_BGSK) in zip(self.blocks, cached):
+            x_BD = block(x_BD, turn, place_1, k_BGSK, v_BGSK, end, may_look)
+        logits_BV = self.head(self.final_norm(x_BD))
+        return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+
+
+def is_plain(model: nn.Module) -> bool:
+    """A decoder without an adapter or a hook in it: its matrices are all that there is to a step."""
+    if type(model) is not Transformer or not model.causal or model.two_stacks or model.virtual is not None:
+        return False
+    parts = {Transformer, nn.Embedding, nn.Dropout, nn.ModuleList, Block, Attention, MLP, RMSNorm, nn.Linear}
+    return all(type(m) in parts and not m._forward_hooks and not (type(m) is nn.Linear and m.bias is not None) for m in model.modules())
+
+
+class Stepper:
+    """A plain decoder for `generate.stream`: a prompt goes through the model, each later token through the step."""
+
+    n_virtual = 0
+
+    def __init__(self, model: Transformer, int8: bool = False, compiled: bool = False):
+        if not is_plain(model):
+            raise ValueError("a Stepper takes a decoder without an adapter in it")
+        self.model, self.cfg, self.embed, self.compiled = model.eval(), model.cfg, model.embed, compiled
+        self.step = Step(model, int8).eval()
+        if compiled:
+            mode = "reduce-overhead" if self.embed.weight.is_cuda else "default"
+            self.step = torch.compile(self.step, dynamic=False, fullgraph=True, mode=mode)
+
+    def new_cache(self, rows: int, places: int) -> KVCache:
+        """Compiled, it is as long as the context whatever is asked: a length of its own would be compiled anew."""
+        if not self.compiled:
+            return self.model.new_cache(rows, places)
+        cache = self.model.new_cache(rows, self.cfg.max_seq_len)
+        cache.k_LBGSK.zero_()  # what is behind the mask is multiplied by 0, and must be a number
+        cache.v_LBGSK.zero_()
+        return cache
+
+    def next_logits(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache, sources: list[Source] | None = None) -> Tensor:
+        """What stands behind each row's last token: logits (B, V)."""
+        if not cache.length or tokens_BT.shape[1] > 1:
+            return self.model.next_logits(tokens_BT, real_BT, cache, sources)
+        length, device = cache.length, tokens_BT.device
+        real_BS = cache.note_real(real_BT, 1)
+        place_1 = torch.full((1,), length, device=device)
+        positions_B = place_1.expand(len(tokens_BT)) if real_BS is None else real_BS.sum(-1) - 1
+        end, may_look = self._window(real_BS, place_1, length, cache)
+        cached = list(zip(cache.k_LBGSK.unbind(), cache.v_LBGSK.unbind()))
+        logits_BV = self.step(tokens_BT[:, 0], positions_B, place_1, cached, end, may_look)
+        cache.advance(1)
+        return logits_BV
+
+    def _window(self, real_BS: Tensor | None, place_1: Tensor, length: int, cache: KVCache) -> tuple[int, Tensor | None]:
+        """How much of the cache is looked at, and which of it; compiled, all of it through a mask."""
+        if not self.compiled:
+            return length + 1, None if real_BS is None else real_BS[:, None, None]
+        written_S = torch.arange(cache.max_len, device=place_1.device) <= place_1
+        return cache.max_len, (written_S & cache.real_BS)[:, None, None]
+
+
+def swift(model: Transformer, int8: bool = False, compiled: bool = False) -> Transformer | Stepper:
+    """The model, or a Stepper of it where that is asked for, or pays of itself: on a CPU, where a copy of the matrices is cheap."""
+    asked = "--int8" if int8 else "--compile"
+    if not is_plain(model):
+        if int8 or compiled:
+            raise UserError(f"{asked}: is for a decoder without an adapter in it; merge it first: python -m minialpaca.merge RUN OUT")
+        return model
+    on_cpu = not model.embed.weight.is_cuda
+    if compiled and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("--compile: needs a C++ compiler (g++ or clang++, or the one that CXX names); install one, or leave it out")
+    return Stepper(model, int8, compiled) if int8 or compiled or on_cpu else model

@@ -1,0 +1,163 @@
+"""The step for one token says what the model says; in int8, what the model says whose matrices are rounded."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from running import ROOT
+from torch import nn
+
+from minialpaca.config import AdapterConfig, ModelConfig, Sampling
+from minialpaca.decode import Stepper, is_plain, quantised, swift
+from minialpaca.errors import UserError
+from minialpaca.generate import generate
+from minialpaca.heads import Classifier
+from minialpaca.model import Transformer
+from minialpaca.peft import apply
+
+NEVER = -1
+PROMPTS = [tiny.tokens(n, seed=n).tolist() for n in (13, 1, 5, 11)]
+
+
+def long(group: str = "GQA", **changes) -> Transformer:
+    return tiny.model(tiny.GROUPS[group], max_seq_len=80, init_std=0.3, **{"tie_embeddings": False, **changes})
+
+
+def said(model, prompts, new: int) -> torch.Tensor:
+    """The logits behind each token of a fixed text, (new, B, V)."""
+    tokens_BT = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
+    real_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+    for b, prompt in enumerate(prompts):
+        tokens_BT[b, -len(prompt):], real_BT[b, -len(prompt):] = torch.tensor(prompt), True
+    cache = model.new_cache(len(prompts), tokens_BT.shape[1] + new)
+    with torch.no_grad():
+        found = [model.next_logits(tokens_BT, None if real_BT.all() else real_BT, cache)]
+        for t in range(new - 1):
+            found.append(model.next_logits(tiny.tokens(len(prompts), 1, seed=t), None, cache))
+    return torch.stack(found)
+
+
+# ── the same by a shorter way ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["padded", "one row"])
+@pytest.mark.parametrize("group", list(tiny.GROUPS))
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_step_says_what_the_model_says(group, tied, prompts):
+    model = long(group, tie_embeddings=tied).double()
+    step, whole = said(Stepper(model), prompts, 20), said(model, prompts, 20)
+    torch.testing.assert_close(step, whole, rtol=1e-12, atol=1e-12)
+    assert (whole[1:] - whole[:-1]).abs().min() > 0  # each step says something else
+
+
+def test_the_answers_are_the_models_token_for_token():
+    model = long()
+    for how in (Sampling(), Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.3, seed=3)):
+        assert generate(Stepper(model), PROMPTS, NEVER, 60, how) == generate(model, PROMPTS, NEVER, 60, how)
+
+
+def test_a_context_is_filled_to_its_last_place():
+    model = long()
+    full = generate(Stepper(model), PROMPTS[:1], NEVER)
+    assert len(PROMPTS[0]) + len(full[0]) == model.cfg.max_seq_len and full == generate(model, PROMPTS[:1], NEVER)
+
+
+def test_in_bf16_the_logits_are_fp32_and_near():
+    model = long().bfloat16()
+    step, whole = said(Stepper(model), PROMPTS, 8), said(model, PROMPTS, 8)
+    assert step.dtype == torch.float32 and (step - whole).abs().max() < 0.1 * whole.abs().max()
+
+
+# ── int8 ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rows_are_rounded_to_a_scale_of_their_own():
+    """By hand: s = max|W| / 127 of each row, Q the nearest whole numbers; the largest of a row becomes ±127."""
+    weight = torch.tensor([[0.5, -2.54, 0.011, 1.27], [0.0, 0.0, 0.0, 0.0], [3e-5, 1e-5, -2e-5, 0.0]], dtype=torch.float64)
+    q_FD, s_F1 = quantised(weight)
+    for row, q_row, scale in zip(weight.tolist(), q_FD.tolist(), s_F1[:, 0].tolist()):
+        wanted = max(map(abs, row)) / 127 or 1.0
+        assert scale == pytest.approx(wanted, rel=1e-12)
+        assert q_row == [round(w / wanted) for w in row]
+    assert q_FD.dtype == torch.int8 and q_FD[0].tolist() == [25, -127, 1, 64]
+
+
+def test_no_weight_moves_by_more_than_half_a_step():
+    weight = tiny.normal(40, 30) * torch.logspace(-6, 3, 40, dtype=torch.float64)[:, None]
+    q_FD, s_F1 = quantised(weight)
+    assert ((q_FD * s_F1 - weight).abs() <= s_F1 / 2 * (1 + 1e-9)).all() and (q_FD.abs().amax(-1) == 127).all()
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["several rows", "one row"])
+def test_in_int8_a_step_says_what_a_model_of_rounded_matrices_says(prompts):
+    """But for the prompt's own pass, which is the model's: so the comparison is of steps behind a cache of the same."""
+    model = long().double()
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for part in rounded.modules():
+            if isinstance(part, nn.Linear):
+                q, s = quantised(part.weight)
+                part.weight.copy_(q * s)
+    stepper = Stepper(model, int8=True)
+    stepper.model = rounded  # its prompt's pass
+    torch.testing.assert_close(said(stepper, prompts, 20), said(rounded, prompts, 20), rtol=1e-10, atol=1e-10)
+    assert (said(rounded, prompts, 20) - said(model, prompts, 20)).abs().max() > 1e-3
+
+
+# ── what it is for ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("cfg", [
+    AdapterConfig("lora", targets=("q_proj",), rank=2), AdapterConfig("dora", targets=("gate_proj",), rank=2),
+    AdapterConfig("adalora", targets=("o_proj",), rank=3, target_rank=2), AdapterConfig("houlsby", bottleneck=3),
+    AdapterConfig("ia3"), AdapterConfig("bitfit"), AdapterConfig("prefix", length=3), AdapterConfig("prompt", length=3)],
+    ids=lambda cfg: cfg.method)
+def test_a_model_with_an_adapter_in_it_goes_its_own_way(cfg):
+    model = long()
+    apply(model, cfg)
+    assert not is_plain(model) and swift(model) is model
+    with pytest.raises(UserError, match="--int8: is for a decoder without an adapter in it; merge it first"):
+        swift(model, int8=True)
+    with pytest.raises(ValueError, match="without an adapter"):
+        Stepper(model)
+
+
+def test_of_other_models_nothing_is_taken_for_a_plain_decoder():
+    assert is_plain(long()) and isinstance(swift(long()), Stepper)
+    for architecture in ("encoder", "encoder_decoder"):
+        assert not is_plain(Transformer(ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, d_ff=12, architecture=architecture)))
+    assert not is_plain(Classifier(long(), [2], "last"))
+    hooked = long()
+    hooked.layers[0].mlp.register_forward_hook(lambda *_: None)
+    assert not is_plain(hooked)
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"--compile: needs a C\+\+ compiler"):
+        swift(long(), compiled=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", [False, True])
+def test_compiled_once_for_all_lengths_it_says_the_same(int8):
+    """In a process of its own: what this suite measures tensors by cannot be compiled."""
+    code = f"""
+import sys; sys.path.insert(0, "tests")
+import tiny, torch
+from minialpaca.decode import Stepper
+from minialpaca.generate import generate
+torch._dynamo.config.error_on_recompile = True
+model = tiny.model(tiny.GQA, max_seq_len=48, tie_embeddings=False, init_std=0.3)
+plain, compiled = Stepper(model, {int8}), Stepper(model, {int8}, compiled=True)
+for n, new in ((5, 20), (9, 30), (1, 47)):
+    prompt = [tiny.tokens(n, seed=n).tolist()]
+    assert generate(plain, prompt, -1, new) == generate(compiled, prompt, -1, new), (n, new)
+print("same")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.endswith("same\n"), done.stderr[-2000:]
