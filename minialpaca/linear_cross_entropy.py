@@ -7,6 +7,8 @@ A slice stays in the cache, and its gradient is made while it is there.
 import torch
 from torch import Tensor
 
+from minialpaca import precision
+
 SLICE = {"cpu": 1 << 21, "cuda": 1 << 26}  # logits in one slice
 
 
@@ -37,16 +39,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         d_hidden_ND = torch.empty_like(hidden_ND) if for_hidden else None
         d_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if for_weight else None
         total = hidden_ND.new_zeros((), dtype=dtype)
+        h_ND, w_VD = precision.short(hidden_ND), precision.short(weight_VD)  # once: each slice's products would make copies of their own
         rows = max(1, SLICE.get(hidden_ND.device.type, SLICE["cuda"]) // len(weight_VD))
         for first in range(0, len(hidden_ND), rows):
             here = slice(first, first + rows)
-            loss, d_logits = loss_and_gradient((hidden_ND[here] @ weight_VD.T).to(dtype), targets_N[here, None], smoothing)
+            loss, d_logits = loss_and_gradient((h_ND[here] @ w_VD.T).to(dtype), targets_N[here, None], smoothing)
             total += loss
-            d_logits = d_logits.to(hidden_ND.dtype)
+            d_logits = d_logits.to(h_ND.dtype)
             if for_hidden:
-                d_hidden_ND[here] = d_logits @ weight_VD
+                d_hidden_ND[here] = d_logits @ w_VD
             if for_weight:
-                d_weight_VD += d_logits.T @ hidden_ND[here]
+                d_weight_VD += d_logits.T @ h_ND[here]
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         return total
 

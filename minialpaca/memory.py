@@ -9,7 +9,7 @@ With n = B T places, s the bytes of a product (4, or 2 in bf16 and fp16), everyt
                      a norm: its input 4nD and, where the gain is trained, x/rms 4nD
                      its output, once for all Linears that want their input 4nD; in a short dtype s·nD for each of them,
                      and a short copy of its matrix
-                     attention: rotated q, k, v and the mix s·4nHK (keys are repeated for their query heads), the mix once more
+                     attention: rotated q, k, v and the mix s·4nHK (keys are repeated for their query heads; on a CPU s = 4 here), the mix once more
                      for a trained `o_proj`, a logsumexp for each query 4nH
                      a map B·H·T² of each head where it is computed step by step
                      SwiGLU: gate, Swish(gate), up, and for a trained `down_proj` their product s·nF each
@@ -205,7 +205,7 @@ def attention_kept(part: nn.Module, load: Load, flows: bool) -> tuple[int, bool]
     if cross and load.short < FLOAT:
         total += sum(linear_kept(linear, B * S, load, flows, copied=True)[0] for linear in (attn.k_proj, attn.v_proj))
     if flows or is_trained(part):
-        total += load.short * (2 * B * T * H * K + 2 * B * S * H * K) + FLOAT * B * H * T
+        total += kernel_bytes(attn, load) * (2 * B * T * H * K + 2 * B * S * H * K) + FLOAT * B * H * T
         total += map_bytes(attn, load, S, masked=load.padded or isinstance(part, PrefixAttention))
     return total, flows or is_trained(part)
 
@@ -214,13 +214,18 @@ def map_bytes(attn: Attention, load: Load, S: int, masked: bool) -> int:
     """Attention maps, where they exist."""
     B, T, H, drops = load.rows, load.length, attn.n_heads, attn.dropout > 0
     if is_fused(attn, load):
-        return load.short * B * T * S if masked and attn.causal else 0  # the mask as numbers
+        return kernel_bytes(attn, load) * B * T * S if masked and attn.causal else 0  # the mask as numbers
     return B * H * T * S * (FLOAT + drops * 2 * load.short + (load.short if load.short < FLOAT else 0))
 
 
 def is_fused(attn: Attention, load: Load) -> bool:
     """A CPU's fused kernel knows no dropout."""
     return attn.fused and not (attn.dropout > 0 and load.device == "cpu")
+
+
+def kernel_bytes(attn: Attention, load: Load) -> int:
+    """Of a number that attention is given: a CPU's fused kernel takes fp32 whatever products are computed in."""
+    return FLOAT if is_fused(attn, load) and load.device == "cpu" else load.short
 
 
 def mlp_kept(part: nn.Module, load: Load, flows: bool) -> tuple[int, bool]:

@@ -80,7 +80,7 @@ class Casting(TorchFunctionMode):
         self.dtype, self.before = dtype, []
 
     def __enter__(self):
-        self.before.append(active())
+        self.before.append(_entered())
         self.entered.dtype = self.dtype
         return super().__enter__()
 
@@ -91,18 +91,33 @@ class Casting(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function in SHORT:
-            args, kwargs = tuple(map(_cast, args)), {name: _cast(value) for name, value in kwargs.items()}
+            cast = widened if function is F.scaled_dot_product_attention and _on_cpu(args) else short
+            args, kwargs = tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
         return function(*args, **kwargs)
 
 
-def _cast(value):
-    casts = isinstance(value, Tensor) and value.dtype in DTYPES.values()
-    return value.to(active()) if casts else value  # what is active, and not this mode's own: an inner one decides
+def short(value):
+    """Within a Casting a floating tensor in what products are computed in; float64, and what is no tensor, as it is."""
+    casts = _entered() and isinstance(value, Tensor) and value.dtype in DTYPES.values()
+    return value.to(_entered()) if casts else value  # what is entered, and not this mode's own: an inner one decides
+
+
+def widened(value):
+    return value.float() if isinstance(value, Tensor) and value.dtype in DTYPES.values() else value
+
+
+def _on_cpu(args: tuple) -> bool:
+    """There the fused attention is slower in bf16 than in fp32: by a factor of three, on the way back (docs/LOG.md)."""
+    return args[0].device.type == "cpu"
+
+
+def _entered() -> torch.dtype | None:
+    return getattr(Casting.entered, "dtype", None)
 
 
 def active() -> torch.dtype:
     """What products are computed in here."""
-    return getattr(Casting.entered, "dtype", torch.float32)
+    return _entered() or torch.float32
 
 
 def casting(dtype: torch.dtype) -> contextlib.AbstractContextManager:

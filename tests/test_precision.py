@@ -56,7 +56,6 @@ def test_products_are_short_and_nothing_else_is(dtype):
     x, w = tiny.normal(4, 4, dtype=torch.float32), tiny.normal(4, 4, seed=3, dtype=torch.float32)
     with casting(dtype):
         products = [nn.functional.linear(x, w), x @ w, torch.matmul(x, w), x.matmul(w), torch.mm(x, w), torch.bmm(x[None], w[None]),
-                    nn.functional.scaled_dot_product_attention(x[None, None], w[None, None], x[None, None]),
                     nn.functional.linear(x, weight=w)]
         others = [x + w, x.softmax(-1), x.exp(), x.sum(), x.pow(2).mean(), nn.functional.cross_entropy(x, torch.arange(4)),
                   nn.functional.layer_norm(x, (4,)), x.norm()]
@@ -64,6 +63,18 @@ def test_products_are_short_and_nothing_else_is(dtype):
     assert {p.dtype for p in products} == {dtype} and {o.dtype for o in others} == {torch.float32}
     assert active() == torch.float32 and (x @ w).dtype == torch.float32
     assert torch.equal(products[1], x.to(dtype) @ w.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cpus_fused_attention_is_computed_in_fp32_whatever_it_is_given(dtype):
+    q, k, v = (tiny.normal(1, 2, 5, 4, seed=i, dtype=torch.float32).to(dtype) for i in range(3))
+    attention = nn.functional.scaled_dot_product_attention
+    with casting(dtype):
+        found = attention(q, k, value=v)
+    assert found.dtype == torch.float32 and torch.equal(found, attention(q.float(), k.float(), v.float()))
+    with casting(dtype):
+        assert attention(q.double(), k.double(), v.double()).dtype == torch.float64
+        assert {t.dtype for t in map(precision.short, (q.float(), k, v))} == {dtype} and precision.short(None) is None
 
 
 def test_an_inner_dtype_decides_and_an_exception_leaves_nothing_behind():
@@ -132,14 +143,19 @@ def test_the_ledger_is_what_a_model_does(tmp_path, monkeypatch):
     model.final_norm.register_forward_hook(note("norms"))
     layer.register_forward_hook(note("embeddings, residual stream"))
     model.embed.register_forward_hook(note("embeddings, residual stream"))
-    layer.attn.q_proj.register_forward_hook(note("attention's mix, outputs of Linears"))
-    layer.attn.o_proj.register_forward_hook(lambda m, i, o: seen.setdefault("attention's mix, outputs of Linears", set()).add(i[0].dtype))
+    layer.attn.q_proj.register_forward_hook(note("outputs of Linears, operands of `o_proj`"))
+    layer.mlp.down_proj.register_forward_hook(note("outputs of Linears, operands of `o_proj`"))
     layer.mlp.down_proj.register_forward_hook(lambda m, i, o: seen.setdefault("SwiGLU's product", set()).add(i[0].dtype))
-    angles, sliced = model_module.rotary_angles, linear_cross_entropy.loss_and_gradient
+    angles, rotate, sliced = model_module.rotary_angles, model_module.rotate, linear_cross_entropy.loss_and_gradient
 
     def noted_angles(*args):
         found = angles(*args)
         seen["rotary angles"] = {a.dtype for a in found}
+        return found
+
+    def noted_rotation(*args):
+        found = rotate(*args)
+        seen.setdefault("queries, keys, values", set()).add(found.dtype)
         return found
 
     def noted_logits(z_RV, *args):
@@ -147,6 +163,7 @@ def test_the_ledger_is_what_a_model_does(tmp_path, monkeypatch):
         return sliced(z_RV, *args)
 
     monkeypatch.setattr(model_module, "rotary_angles", noted_angles)
+    monkeypatch.setattr(model_module, "rotate", noted_rotation)
     monkeypatch.setattr(linear_cross_entropy, "loss_and_gradient", noted_logits)
     sdpa = nn.functional.scaled_dot_product_attention
     tuning = Trainer(model, Ragged(ragged(8), 4), PLAIN, TrainConfig(steps=1, precision="bf16"), 0, tmp_path)
@@ -160,7 +177,7 @@ def test_the_ledger_is_what_a_model_does(tmp_path, monkeypatch):
 
     with Watch():
         tuning.take_step()
-    seen["queries, keys, values"] = set(watched)
+    seen["operands of a CPU's fused attention"] = set(watched)
     seen["weights"] = {p.dtype for p in model.parameters()}
     seen["Adam's moments"] = {state[k].dtype for state in tuning.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")}
     table = dict(re.findall(r"^\| ([^|]+?) \| (fp32|short) \|", Path(__file__).parent.parent.joinpath("docs/PRECISION.md").read_text(), re.M))

@@ -145,7 +145,7 @@ of("linear_cross_entropy:loss_and_gradient", "test_linear_cross_entropy.py::test
 
 of("linear_cross_entropy:LinearCrossEntropy.forward", "test_linear_cross_entropy.py::test_loss_and_gradients_are_those_of_all_logits",
    ("targets_N[here, None]", "targets_N[:len(hidden_ND[here]), None]"),
-   ("= d_logits @ weight_VD", "= -d_logits @ weight_VD"),
+   ("= d_logits @ w_VD", "= -d_logits @ w_VD"),
    ("d_weight_VD += d_logits", "d_weight_VD = d_logits"),
    ("total += loss", "total = loss"),
    ("first + rows)", "first + rows - 1)"))

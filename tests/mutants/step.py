@@ -37,13 +37,13 @@ of("trainer:Trainer._backward_penalties", "test_precision.py::test_with_a_scale_
 of("precision:Casting.__torch_function__", "test_precision.py::test_products_are_short_and_nothing_else_is",
    ("if function in SHORT", "if True"),
    ("if function in SHORT", "if False"),
-   ("_cast(value) for name", "value for name"))
+   ("cast(value) for name", "value for name"))
 
 of("precision:as_before", "test_precision.py::test_layers_computed_again_are_computed_in_the_same_dtype",
    ("casting(active())", "contextlib.nullcontext()"))
 
-of("precision:_cast", "test_precision.py::test_an_inner_dtype_decides_and_an_exception_leaves_nothing_behind",
-   ("value.to(active())", "value.to(torch.bfloat16)"))
+of("precision:short", "test_precision.py::test_an_inner_dtype_decides_and_an_exception_leaves_nothing_behind",
+   ("value.to(_entered())", "value.to(torch.bfloat16)"))
 
 of("trainer:Trainer._micro_batches", "trainer/test_step.py::test_a_step_does_not_depend_on_how_it_is_split_into_micro_batches",
    ("first + place", "place"),
