@@ -1,0 +1,139 @@
+"""minialpaca beside what a user would pick instead: the same shape, the same weights, in one run, in turns.
+
+    python -m benchmarks.run                                   everything that is installed, on the CPU
+    python -m benchmarks.run --workload train --rounds 7 ours ours:bf16 litgpt litgpt:tuned
+    python -m benchmarks.run --device cuda --shape gpt2 --workload train ours:bf16 ours:bf16+compile
+
+Each contestant (benchmarks/contestants says how they are written) has a process of its own, which waits while the others
+take their turns; the first turn warms up and is not counted. Medians of the rounds, with the lowest and the highest;
+`beside` is the median over the rounds of the rate divided by the first contestant's in the same round. Peak memory is
+what the process holds above what importing took. FLOP/s and bytes/s are shares of what the machine was measured to do at the start.
+All contestants have to find the same loss, or say the same tokens: `check` is that of the first turn. `--out` gets all of it as JSON.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.contestants import SHAPES
+from benchmarks.runs import ROOT, between, peak_bytes
+
+FIELD = {
+    "train": ["ours", "ours:bf16", "ours:lora", "ours:lora+bf16", "ours:adalora", "ours:fgm", "transformers", "transformers:tuned", "litgpt",
+              "litgpt:tuned", "litgpt:tuned+compile", "litgpt:tuned+bf16", "litgpt:tuned+bf16+compile", "peft", "peft:tuned", "peft:tuned+bf16"],
+    "decode": ["ours", "ours:compile", "ours:bf16+compile", "ours:int8+compile", "transformers", "litgpt"],
+    "decode8": ["ours", "ours:compile", "ours:bf16+compile", "ours:int8+compile", "transformers", "litgpt"],
+    "save": ["ours", "torch.save"],
+    "start": ["python", "import", "help"],
+}
+
+
+class Worker:
+    """A contestant in a process of its own."""
+
+    def __init__(self, workload: str, name: str, shape: str, device: str):
+        self.name, self.turns = name, []
+        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.run", "--serve", workload, name, "--shape", shape, "--device", device],
+                                        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def turn(self, number: int) -> None:
+        print(number, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name}: its process ended with code {self.process.wait()}")
+        self.turns.append(json.loads(line))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(workload: str, name: str, shape: str, device: str) -> None:
+    """The other end: a number in, a turn out."""
+    import torch
+
+    from benchmarks.workloads import WORKLOADS
+
+    if name.startswith("ours"):
+        import minialpaca.trainer  # noqa: F401, so that `above` is the work's own
+    above, take = peak_bytes(), None
+    for line in sys.stdin:
+        take = take or WORKLOADS[workload](name, SHAPES[shape], device)
+        found = dataclasses.asdict(take(int(line)))
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes() - above
+        print(json.dumps(found | {"peak": peak}), flush=True)
+
+
+def installed(name: str) -> bool:
+    package = name.partition(":")[0]
+    return package not in ("transformers", "peft", "litgpt") or importlib.util.find_spec(package) is not None
+
+
+def rates(turns: list[dict], key: str) -> list[float]:
+    return [t[key] / t["seconds"] for t in turns]
+
+
+def row(worker: Worker, first: Worker, machine: dict) -> list[str]:
+    turns = worker.turns[1:]
+    beside = [a / b for a, b in zip(rates(turns, "amount"), rates(first.turns[1:], "amount"))]
+    short = "bf16" in worker.name
+    flops, read = statistics.median(rates(turns, "flops")), statistics.median(rates(turns, "read"))
+    return [worker.name, between(rates(turns, "amount"), 0 if turns[0]["amount"] > 1 else 2), between(beside),
+            f"{flops / machine['bf16' if short else 'fp32']:.0%}" if flops else "—", f"{read / machine['read']:.0%}" if read else "—",
+            f"{max(t['peak'] for t in worker.turns) / 2**20:,.0f}", f"{worker.turns[0]['check']:.6g}"]
+
+
+def measure_machine(device: str) -> dict:
+    """In a process of its own, before the others are there."""
+    code = ("import json, torch; from benchmarks.machine import *; d = torch.device('" + device + "'); "
+            "print(json.dumps({'fp32': product_rate(torch.float32, d), 'bf16': product_rate(torch.bfloat16, d), 'read': read_rate(d), "
+            "'threads': torch.get_num_threads(), 'torch': torch.__version__}))")
+    found = json.loads(subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return found | {"machine": platform.machine(), "python": platform.python_version()}
+
+
+def contest(workload: str, names: list[str], shape: str, device: str, rounds: int, machine: dict) -> list[Worker]:
+    workers = [Worker(workload, name, shape, device) for name in names]
+    for number in range(rounds + 1):
+        for worker in workers[number % len(workers):] + workers[:number % len(workers)]:  # nobody always follows the same one
+            worker.turn(number)
+    for worker in workers:
+        worker.close()
+    print(f"\n**{workload}**, {shape} {dataclasses.asdict(SHAPES[shape])}\n\n"
+          "| | a second, median (lowest to highest) | beside the first | of the product rate | of the read rate | peak MiB | check |\n" + "|---" * 7 + "|")
+    for worker in workers:
+        print("| " + " | ".join(row(worker, workers[0], machine)) + " |", flush=True)
+    return workers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("contestants", nargs="*", help="all that are installed, where left out")
+    parser.add_argument("--workload", action="append", choices=list(FIELD))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--shape", default="small", choices=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_intermixed_args()
+    if args.serve:
+        return serve(*args.serve, args.shape, args.device)
+    machine, found = measure_machine(args.device), {}
+    print(f"{args.device}: products {machine['fp32'] / 1e9:,.0f} GFLOP/s in fp32, {machine['bf16'] / 1e9:,.0f} in bf16, read {machine['read'] / 1e9:,.1f} GB/s, "
+          f"{machine['threads']} threads, torch {machine['torch']}")
+    for workload in args.workload or FIELD:
+        names = [name for name in args.contestants or FIELD[workload] if installed(name)]
+        found[workload] = {w.name: w.turns for w in contest(workload, names, args.shape, args.device, args.rounds, machine)}
+    if args.out:
+        args.out.write_text(json.dumps({"machine": machine, "shape": dataclasses.asdict(SHAPES[args.shape]), "turns": found}, indent=1))
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What is timed: some work in turns, so that a contestant's process can wait while the others take theirs."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.contestants import SHAPES, Shape, build
+from benchmarks.machine import settle
+from benchmarks.runs import ROOT
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Seconds of one turn, and what was done in it."""
+
+    seconds: float
+    amount: int  # tokens, or bytes
+    flops: float = 0.0
+    read: float = 0.0  # bytes that have to be read at least
+    check: float = 0.0  # a loss, or a sum of tokens: the same for all contestants
+
+
+def rows(shape: Shape, number: int, length: int, batch: int) -> torch.Tensor:
+    return torch.randint(4, shape.vocab_size, (batch, length), generator=torch.Generator().manual_seed(number))
+
+
+def training(name: str, shape: Shape, device: str) -> Callable[[int], Turn]:
+    """Some optimiser steps; the loss is that of the first step of the turn."""
+    contestant = build(name, shape, device)
+
+    def turn(number: int) -> Turn:
+        steps = 1 if number == 0 else 3
+        settle(torch.device(device))
+        started = time.perf_counter()
+        losses = [contestant.step(rows(shape, 10 * number + i, shape.context + 1, shape.batch)) for i in range(steps)]
+        settle(torch.device(device))
+        tokens = steps * shape.batch * shape.context
+        return Turn(time.perf_counter() - started, tokens, tokens * shape.flops_a_token, check=losses[0])
+
+    return turn
+
+
+def decoding(name: str, shape: Shape, device: str, batch: int) -> Callable[[int], Turn]:
+    """Greedy, from a prompt of an eighth of the context to its end. Each token reads every matrix once, whatever the batch."""
+    contestant = build(name, shape, device)
+    size = {"bf16": 2, "int8": 1}
+    bytes_each = next((size[option] for option in size if option in name), 4)
+
+    def turn(number: int) -> Turn:
+        prompts_BT = rows(shape, 0, shape.context // 8, batch)
+        new = shape.context - shape.context // 8
+        settle(torch.device(device))
+        started = time.perf_counter()
+        said = contestant.answer(prompts_BT, new)
+        settle(torch.device(device))
+        return Turn(time.perf_counter() - started, batch * new, read=new * bytes_each * shape.matrices, check=float(sum(map(sum, said))))
+
+    return turn
+
+
+def saving(name: str, shape: Shape, device: str) -> Callable[[int], Turn]:
+    """A checkpoint with weights and moments, written, hashed and read back; by torch.save alone for comparison."""
+    from benchmarks.contestants.ours import weights
+    from minialpaca.storage import checkpoint
+
+    model = weights(shape, device)
+    state = {key: {n: p.detach().clone() for n, p in model.named_parameters()} for key in ("model", "exp_avg", "exp_avg_sq")}
+    folder = Path(tempfile.mkdtemp())
+
+    def turn(number: int) -> Turn:
+        started = time.perf_counter()
+        if name == "ours":
+            checkpoint.save(folder, number, state, {}, False)
+        else:
+            torch.save(state, folder / "state.pt")
+        return Turn(time.perf_counter() - started, 3 * 4 * sum(p.numel() for p in model.parameters()))
+
+    return turn
+
+
+def starting(name: str, shape: Shape, device: str) -> Callable[[int], Turn]:
+    """A process that imports the package, or that says its help."""
+    command = {"import": ["-c", "import minialpaca"], "help": ["train.py", "--help"], "python": ["-c", ""]}[name]
+
+    def turn(number: int) -> Turn:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        return Turn(time.perf_counter() - started, 1)
+
+    return turn
+
+
+WORKLOADS: dict[str, Callable[..., Callable[[int], Turn]]] = {
+    "train": training,
+    "decode": lambda *how: decoding(*how, 1),
+    "decode8": lambda *how: decoding(*how, 8),
+    "save": saving,
+    "start": starting,
+}
