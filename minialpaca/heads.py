@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from minialpaca.data.order import raw
+from minialpaca.data.order import whole
 from minialpaca.model import Transformer
 
 
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(backbone.cfg.d_model, C) for C in n_classes)
         if not backbone.cfg.tie_embeddings:
             backbone.lm_head.requires_grad_(False)  # it says nothing here; AdamW and L2 are to leave it alone
-        generator = torch.Generator().manual_seed(int(raw(1, seed, 0, 7)[0] >> 1))
+        generator = torch.Generator().manual_seed(whole(seed, 0, 7) >> 1)
         for head in self.heads:
             nn.init.normal_(head.weight, 0.0, backbone.cfg.init_std, generator=generator)
             nn.init.zeros_(head.bias)

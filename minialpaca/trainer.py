@@ -14,7 +14,7 @@ from minialpaca import determinism, memory, parallel, precision
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
-from minialpaca.data.order import raw
+from minialpaca.data.order import whole
 from minialpaca.duration import batches_of_run, refuse_endless
 from minialpaca.errors import Stopped, UserError
 from minialpaca.keeper import Keeper
@@ -191,7 +191,7 @@ class Trainer:
         totals: Noted = dict.fromkeys(self.attack.notes, torch.zeros((), device=self.device))
         for place, batch in batches.items():
             # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same, and an attack's passes too.
-            seed = int(raw(1, self.seed, self.state["step"], place, 3)[0] >> 1)
+            seed = whole(self.seed, self.state["step"], place, 3) >> 1
             passes = self._passes(batch.to(self.device), n_supervised, n_texts, seed)
             with precision.casting(self.policy.dtype):
                 noted = self.attack.backward(passes)

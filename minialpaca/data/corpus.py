@@ -17,7 +17,7 @@ import numpy as np
 from minialpaca.config import CorpusConfig
 from minialpaca.data import world
 from minialpaca.data.files import expand, fault, is_writable, read_lines, read_objects, refuse, refuse_shared
-from minialpaca.data.order import permutation, raw
+from minialpaca.data.order import permutation, whole
 from minialpaca.data.token_file import TokenFile, TokenWriter, read_header
 from minialpaca.errors import UserError
 from minialpaca.log import progress
@@ -190,7 +190,7 @@ class Windows:
     def __getitem__(self, number: int) -> np.ndarray:
         """The `number`-th window of an endless sequence of epochs."""
         epoch, position = divmod(number, self.n)
-        start = int(raw(1, self.seed, epoch, 1)[0] % (self.slack + 1))
+        start = whole(self.seed, epoch, 1) % (self.slack + 1)
         start += int(permutation(self.n, self.seed, epoch)[position]) * self.context
         return self.ids[start:start + self.context + 1].astype(np.int64)
 

@@ -14,6 +14,11 @@ def raw(n: int, *key: int) -> np.ndarray:
     return np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
 
 
+def whole(*key: int) -> int:
+    """One such number as Python's: NumPy 1 makes a float of a 64-bit number and an int, and rounds it."""
+    return int(raw(1, *key)[0])
+
+
 @functools.lru_cache(maxsize=4)
 def permutation(n: int, *key: int) -> np.ndarray:
     """The numbers 0 … n − 1 in an order that depends on the key alone."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from running import own_process
 
-from minialpaca.data.order import permutation, raw
+from minialpaca.data.order import permutation, raw, whole
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 1000])
@@ -35,6 +35,12 @@ def test_the_order_is_the_same_in_a_fresh_process_and_in_a_year():
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [permutation(9, 1, 2).tolist(), raw(2, 1, 2, 3).tolist()]
     assert permutation(9, 1, 2).tolist() == [7, 1, 3, 0, 4, 8, 2, 6, 5]
+
+
+def test_one_number_is_pythons_own_and_keeps_all_its_bits():
+    """NumPy 1 makes `raw(1, 1, 2)[0] % 1000` 64.0 and refuses `>> 1`."""
+    assert type(whole(1, 2)) is int and whole(1, 2) == raw(1, 1, 2).tolist()[0] and whole(1, 2) >= 2**53
+    assert whole(1, 2) % 1000 == int(str(whole(1, 2))[-3:])
 
 
 def test_global_random_state_is_neither_read_nor_touched():

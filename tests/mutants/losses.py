@@ -201,7 +201,7 @@ of("heads:Classifier.forward", "test_heads.py::test_a_head_is_the_pooled_state_t
 
 of("heads:Classifier.__init__", "test_heads.py::test_heads_start_small_from_the_seed_and_leave_the_backbone_alone",
    ("0.0, backbone.cfg.init_std", "0.0, 1.0"),
-   ("raw(1, seed, 0, 7)", "raw(1, 0, 0, 7)"),
+   ("whole(seed, 0, 7)", "whole(0, 0, 7)"),
    ("nn.init.zeros_(", "nn.init.ones_("),
    ("requires_grad_(False)", "requires_grad_(True)", "test_an_untied_language_head_is_no_part_of_what_is_trained"))
 
