@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
 
-from minialpaca import parallel
+from minialpaca import parallel, products
 from minialpaca.errors import UserError
 
 WORKSPACE, FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # cuBLAS: the same products whatever streams do beside them
@@ -37,7 +37,7 @@ def surroundings(device: torch.device) -> dict[str, str | int]:
     """What decides how sums are rounded, beside the recipe."""
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else \
         f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"torch": torch.__version__, "device": f"{device.type} ({chip})", "threads": torch.get_num_threads(),
+    return {"torch": torch.__version__, "device": f"{device.type} ({chip}){products.said(device)}", "threads": torch.get_num_threads(),
             "processes": parallel.size()}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import determinism, memory, parallel, precision
+from minialpaca import determinism, memory, parallel, precision, products
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
@@ -97,7 +97,7 @@ class Trainer:
         if self.total_steps <= self.optim.warmup_steps:
             print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
                   f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
-        print(f"precision: {self.policy.name} ({self.policy.reason})")
+        print(f"precision: {self.policy.name} ({self.policy.reason})" + products.said(self.device))
         if self.task.longest()[0]:
             print(self.memory())
             if self.device.type == "cpu":
@@ -193,11 +193,17 @@ class Trainer:
             # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same, and an attack's passes too.
             seed = whole(self.seed, self.state["step"], place, 3) >> 1
             passes = self._passes(batch.to(self.device), n_supervised, n_texts, seed)
-            with precision.casting(self.policy.dtype):
+            with self._products():
                 noted = self.attack.backward(passes)
             for name, value in noted.items():
                 totals[name] = totals[name] + value
         return totals
+
+    @contextlib.contextmanager
+    def _products(self) -> Iterator[None]:
+        """Within, matrices are multiplied in the policy's dtype; in fp32 on a CPU by the library that is faster there."""
+        with precision.casting(self.policy.dtype), products.chosen(self.device):
+            yield
 
     def _passes(self, batch: Batch, n_supervised: int, n_texts: int, seed: int) -> Passes:
         """The ways through the model that an attack may take with a micro-batch; all drop the same units."""
@@ -304,7 +310,7 @@ class Trainer:
         return parallel.summed([bool(self.stop.asked)])[0] > 0
 
     def _evaluate(self) -> dict[str, float]:
-        with self._in_memory(f"evaluation after step {self.state['step']}"), precision.casting(self.policy.dtype):
+        with self._in_memory(f"evaluation after step {self.state['step']}"), self._products():
             return evaluate(self.model, self.task, self.device)
 
     def _judge(self, value: float, eligible: bool = True) -> bool:
