@@ -12,8 +12,10 @@ All contestants have to find the same loss, or say the same tokens: `check` is t
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import platform
 import statistics
@@ -29,6 +31,8 @@ FIELD = {
               "litgpt:tuned", "litgpt:tuned+compile", "litgpt:tuned+bf16", "litgpt:tuned+bf16+compile", "peft", "peft:tuned", "peft:tuned+bf16"],
     "decode": ["ours", "ours:compile", "ours:bf16+compile", "ours:int8+compile", "transformers", "litgpt"],
     "decode8": ["ours", "ours:compile", "ours:bf16+compile", "ours:int8+compile", "transformers", "litgpt"],
+    "tokenise": ["sentencepiece", "ours"],
+    "load": ["ours"],
     "save": ["ours", "torch.save"],
     "start": ["python", "import", "help"],
 }
@@ -64,8 +68,9 @@ def serve(workload: str, name: str, shape: str, device: str) -> None:
         import minialpaca.trainer  # noqa: F401, so that `above` is the work's own
     above, take = peak_bytes(), None
     for line in sys.stdin:
-        take = take or WORKLOADS[workload](name, SHAPES[shape], device)
-        found = dataclasses.asdict(take(int(line)))
+        with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(io.StringIO()):  # progress lines are no turns
+            take = take or WORKLOADS[workload](name, SHAPES[shape], device)
+            found = dataclasses.asdict(take(int(line)))
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes() - above
         print(json.dumps(found | {"peak": peak}), flush=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import sentencepiece
 import torch
 
 from benchmarks.contestants import SHAPES, Shape, build
@@ -84,6 +85,53 @@ def saving(name: str, shape: Shape, device: str) -> Callable[[int], Turn]:
     return turn
 
 
+def tokenising(name: str, shape: Shape, device: str) -> Callable[[int], Turn]:
+    """Text into a token file, as train.py writes one; beside it SentencePiece on one core, line by line, and nothing written."""
+    from minialpaca.config import CorpusConfig
+    from minialpaca.data import corpus, world
+    from minialpaca.tokenizer import Tokenizer
+
+    folder = Path(tempfile.mkdtemp())
+    lines = [line for text in world.corpus(world.World.build(0)) for line in text.splitlines() if line] * 4
+    source = folder / "world.txt"
+    source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tokenizer = Tokenizer.train(lines, vocab_size=2048)
+    cfg = CorpusConfig(source=(str(source),), documents="line", val_fraction=0.05)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+
+    def turn(number: int) -> Turn:
+        started = time.perf_counter()
+        if name == "ours":
+            count = sum(map(len, corpus.prepare(cfg, tokenizer, folder / str(number)))) - 2 * len(lines)
+        else:
+            with open(source, encoding="utf-8") as text:
+                count = sum(len(pieces.encode(line.rstrip("\n"))) for line in text)
+        return Turn(time.perf_counter() - started, source.stat().st_size, check=count)
+
+    return turn
+
+
+def loading(name: str, shape: Shape, device: str) -> Callable[[int], Turn]:
+    """Batches of windows of the built-in world."""
+    from minialpaca.config import PretrainConfig, load
+    from minialpaca.setup import make_tokenizer, with_vocabulary
+    from minialpaca.tasks.pretrain import CausalLM
+
+    folder = Path(tempfile.mkdtemp())
+    settings = load(PretrainConfig, ROOT / "configs/pretrain.toml", [f"run.dir={folder}", f"train.batch_size={shape.batch}",
+                                                                     f"model.max_seq_len={shape.context}"])
+    tokenizer = make_tokenizer(settings)
+    task = CausalLM(with_vocabulary(settings, tokenizer), tokenizer, folder / "tokens")
+
+    def turn(number: int) -> Turn:
+        started = time.perf_counter()
+        for i in range(100):
+            task.batch(100 * number + i)
+        return Turn(time.perf_counter() - started, 100 * shape.batch * shape.context)
+
+    return turn
+
+
 def starting(name: str, shape: Shape, device: str) -> Callable[[int], Turn]:
     """A process that imports the package, or that says its help."""
     command = {"import": ["-c", "import minialpaca"], "help": ["train.py", "--help"], "python": ["-c", ""]}[name]
@@ -100,6 +148,8 @@ WORKLOADS: dict[str, Callable[..., Callable[[int], Turn]]] = {
     "train": training,
     "decode": lambda *how: decoding(*how, 1),
     "decode8": lambda *how: decoding(*how, 8),
+    "tokenise": tokenising,
+    "load": loading,
     "save": saving,
     "start": starting,
 }

@@ -56,6 +56,21 @@ def test_every_text_comes_back(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_many_at_once_are_each_alone(kind):
+    tokenizer = tiny.tokenizer(kind)
+
+    @FAST
+    @given(st.lists(st.tuples(TEXT, st.booleans()), max_size=5))
+    @example([("", True), ("", False), ("a ▁ b", False), ("\n", False), (" ", True), ("b", False)])
+    def holds(texts):
+        assert tokenizer.encode_all(texts) == [tokenizer.encode(text, starts=starts) for text, starts in texts]
+
+    holds()
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        tokenizer.encode_all([("fine", True), ("\ud800", False)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_text_that_goes_on_comes_back_to_the_byte(kind):
     tokenizer = tiny.tokenizer(kind)
 

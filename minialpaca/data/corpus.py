@@ -7,7 +7,6 @@ without regard to where one ends.
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +24,7 @@ from minialpaca.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 CHUNK = 1 << 16  # characters of a long document that are encoded together
+AT_ONCE = 1 << 18  # characters that are encoded at once, in pieces, on all cores
 
 Part = tuple[str, bool]  # a stretch of a document, and whether the document ends with it
 OnBytes = Callable[[int], None]
@@ -140,16 +140,30 @@ def _encode(stream: Iterator[Part], tokenizer: Tokenizer, writer: TokenWriter,
 
     Document n is held out where ⌊(n + 1) f⌋ > ⌊n f⌋: for f = 1/20 every twentieth.
     """
-    f = Fraction(str(val_fraction)) if val_writer is not None else 0  # 0.05 is 1/20 here, and 60 · 0.05 exactly 3
-    number, starts = 0, True
-    for text, ends in stream:
-        to = val_writer if math.floor((number + 1) * f) > math.floor(number * f) else writer
-        ids = ([tokenizer.bos] if starts else []) + tokenizer.encode(text, starts=starts) + ([tokenizer.eos] if ends else [])
-        to.write(ids)
-        starts = ends
-        number += ends
+    f = Fraction(str(val_fraction)) if val_writer is not None else Fraction(0)  # 0.05 is 1/20 here, and 60 · 0.05 exactly 3
+    a, b = f.numerator, f.denominator
+    number = 0
+    for batch in _gathered(stream):
+        encoded = tokenizer.encode_all([(text, starts) for text, starts, _ in batch])
+        for ids, (_, starts, ends) in zip(encoded, batch):
+            to = val_writer if (number + 1) * a // b > number * a // b else writer
+            to.write(([tokenizer.bos] if starts else []) + ids + ([tokenizer.eos] if ends else []))
+            number += ends
     if val_writer is not None and number * f < 1:
         writer.move_tail(val_writer, val_fraction)
+
+
+def _gathered(stream: Iterator[Part]) -> Iterator[list[tuple[str, bool, bool]]]:
+    """(text, whether a document starts with it, whether it ends), as many as are encoded at once on all cores."""
+    held: list[tuple[str, bool, bool]] = []
+    size, starts = 0, True
+    for text, ends in stream:
+        held.append((text, starts, ends))
+        starts, size = ends, size + len(text)
+        if size >= AT_ONCE:
+            yield held
+            held, size = [], 0
+    yield held
 
 
 def size(cfg: CorpusConfig, with_val: bool = True) -> int:

@@ -72,8 +72,8 @@ def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None, enc
                     text = text[1:]
                 yield number, text[:-2] + "\n" if text.endswith("\r\n") else text
                 number += data.endswith(b"\n")
-                on_bytes(disk.tell() - used)
-                used = disk.tell()
+                before, used = used, disk.tell()
+                on_bytes(used - before)
             decode(b"", final=True)
     except UnicodeError as error:
         number = getattr(error, "line", number)

@@ -206,8 +206,7 @@ def test_too_little_text_to_hold_some_out_is_refused(tmp_path, tokenizer):
 def test_a_corpus_larger_than_memory_is_streamed(tmp_path, tokenizer, monkeypatch):
     """25 MB in one line and 4 MB in many: what is held at once is a few chunks."""
     monkeypatch.setattr(token_file, "BUFFER", 1 << 12)
-    monkeypatch.setattr(tokenizer, "encode", lambda text,
-                        starts=True: [len(text) % 9] * 3)  # the C++ side is not at issue
+    monkeypatch.setattr(tokenizer, "encode_all", lambda texts: [[len(text) % 9] * 3 for text, _ in texts])  # the C++ side is not at issue
     path = tmp_path / "a.txt"
     with open(path, "w", encoding="utf-8") as file:
         for _ in range(8):
