@@ -5,6 +5,7 @@ read, `classes.labels` those that are predicted. A record that is not understood
 file and row; the first ten are shown, and nothing is built on the rest.
 """
 
+import codecs
 import csv
 import json
 import re
@@ -13,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minialpaca.config import ClassesConfig
-from minialpaca.data.files import (array_objects, expand, fault, is_writable, line_objects, read_lines, refuse,
-                                   whole_lines)
+from minialpaca.data.files import (array_objects, expand, fault, is_utf8_beyond_ascii, is_writable, line_objects, read_lines,
+                                   refuse, whole_lines)
 from minialpaca.errors import UserError
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -73,6 +74,8 @@ def _text(path: Path, place: str, record: dict, columns: Sequence[str], faults: 
             fault(faults, path, f"{place}: {name!r} is {json.dumps(value)[:40]} and no text")
         elif not is_writable(value):
             fault(faults, path, f"{place}: {name!r} holds half a surrogate pair, which no encoding can write")
+        elif "\0" in value:
+            fault(faults, path, f"{place}: {name!r} holds a character zero; is the file UTF-16? Then set classes.encoding")
         else:
             parts.append(value.strip())
     text = " ".join(part for part in parts if part)
@@ -98,6 +101,8 @@ def _labels(path: Path, place: str, record: dict, name: str, cfg: ClassesConfig,
                             f"{hint}")
         return ()
     labels = tuple(dict.fromkeys(str(v).strip() for v in given))
+    if any("\0" in label for label in labels):
+        fault(faults, path, f"{place}: {name!r} holds a character zero; is the file UTF-16? Then set classes.encoding")
     if "" in labels:
         fault(faults, path, f"{place}: {name!r} {'is empty' if labels == ('',) else 'has an empty label'}")
     return labels
@@ -128,6 +133,8 @@ def records(path: Path, cfg: ClassesConfig, faults: list[str]) -> Iterator[Recor
 
 
 def _decoded(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+    if not codecs.lookup(encoding).name.startswith("utf") and is_utf8_beyond_ascii(path):  # Latin encodings take any bytes
+        raise UserError(f"{path}: reads as UTF-8 from beginning to end, so it is hardly {encoding.upper()}; set classes.encoding=utf-8")
     lines = whole_lines(read_lines(path, encoding=encoding, mend="set classes.encoding, e.g. {}"))
     for number, line in lines:
         if number == 1 and line.startswith("\u00ef\u00bb\u00bf"):  # what UTF-8's mark looks like in Latin encodings
@@ -143,6 +150,8 @@ def _table(path: Path, lines: Iterator[tuple[int, str]], separator: str, cfg: Cl
     quoting = csv.QUOTE_MINIMAL if cfg.quotes else csv.QUOTE_NONE
     rows = csv.reader((line for _, line in lines), delimiter=separator, quoting=quoting, strict=True)
     columns: list[str] = []
+    swallowed: list[tuple[int, list[str]]] = []
+    known: list[set[str]] = [set() for _ in cfg.labels]
     try:
         for number, row in enumerate(rows, 1):
             if not columns and row:
@@ -151,13 +160,35 @@ def _table(path: Path, lines: Iterator[tuple[int, str]], separator: str, cfg: Cl
                 if cfg.header:
                     continue
             if len(row) == len(columns):
-                yield f"row {number}", dict(zip(columns, row))
+                record = dict(zip(columns, row))
+                swallowed += [(number, inner) for inner in _rows_within(row, separator)]
+                for seen, name in zip(known, cfg.labels):
+                    seen.add(record[name].strip())
+                yield f"row {number}", record
             elif row:
                 fault(faults, path, f"row {number}: has {len(row)} cells where the first row has {len(columns)}")
+        for number in dict.fromkeys(n for n, inner in swallowed if _is_row(inner, columns, cfg, known)):
+            fault(faults, path, f"row {number}: a cell in quotation marks holds what reads as rows of their own; mend the quotes, or set "
+                                "classes.quotes=false if cells are not quoted")
     except csv.Error as error:
         mend = ("save the file with line ends LF or CRLF" if "new-line" in str(error) else
                 "mend the quotes, or set classes.quotes=false if cells are not quoted")
         raise UserError(f"{path}, line {rows.line_num}: is no row of a table ({str(error).partition(' - ')[0]}); {mend}") from None
+
+
+def _rows_within(row: list[str], separator: str) -> Iterator[list[str]]:
+    """What would be rows if a quotation mark that opens a cell of several lines were none."""
+    for i, cell in enumerate(row):
+        if "\n" in cell and separator in cell:
+            first, *others, _ = cell.split("\n")
+            yield [*row[:i], *first.split(separator)]
+            yield from (line.split(separator) for line in others)
+
+
+def _is_row(cells: list[str], columns: list[str], cfg: ClassesConfig, known: list[set[str]]) -> bool:
+    """As many cells as there are columns, and labels that other rows have."""
+    labels = dict(zip(columns, cells))
+    return len(cells) == len(columns) and all(labels[name].strip() in seen for name, seen in zip(cfg.labels, known))
 
 
 def _refuse_columns(path: Path, columns: list[str], cfg: ClassesConfig) -> None:
@@ -175,7 +206,9 @@ def _refuse_columns(path: Path, columns: list[str], cfg: ClassesConfig) -> None:
 def _patterned(path: Path, lines: Iterator[tuple[int, str]], cfg: ClassesConfig, faults: list[str]) -> Iterator[Record]:
     pattern = line_pattern(path, cfg)
     for number, line in lines:
-        if line.strip():
+        if "\r" in line.rstrip("\n"):
+            fault(faults, path, f"line {number}: holds a bare carriage return; save the file with line ends LF or CRLF")
+        elif line.strip():
             match = pattern.fullmatch(line.rstrip("\n"))
             if match:
                 yield f"line {number}", dict(zip(_braced(cfg.lines), match.groups()))

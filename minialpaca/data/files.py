@@ -86,10 +86,30 @@ def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None, enc
 
 
 def _likely(error: UnicodeError, encoding: str) -> str:
-    """What the bytes may be in if not in this: UTF-16 is told by its mark."""
-    if getattr(error, "object", b"")[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    """What the bytes may be in if not in this: UTF-16 is told by its mark, Chinese by bytes above 127 that come in pairs."""
+    data = getattr(error, "object", b"")
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
-    return "windows-1252" if codecs.lookup(encoding).name == "utf-8" else "utf-8"
+    if codecs.lookup(encoding).name != "utf-8":
+        return "utf-8"
+    high, chinese = sum(byte > 127 for byte in data), sum(not c.isascii() for c in data.decode("gb18030", "ignore"))
+    return "gb18030" if high >= 1.8 * chinese and _decodes(data, "gb18030") else "windows-1252"
+
+
+def _decodes(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def is_utf8_beyond_ascii(path: Path) -> bool:
+    """Whether the whole file decodes as UTF-8, and not for being ASCII alone."""
+    try:
+        return sum(not line.isascii() for _, line in read_lines(path)) > 0
+    except UserError:
+        return False
 
 
 def _as_utf8(data: bytes, encoding: str) -> io.BytesIO:
@@ -117,7 +137,7 @@ def line_objects(path: Path, lines: Iterator[tuple[int, str]], faults: list[str]
     for number, line in whole_lines(lines):
         if line.strip():
             try:
-                record = json.loads(line)
+                record = json.loads(line, object_pairs_hook=_each_key_once)
             except (ValueError, RecursionError) as error:
                 fault(faults, path, f"line {number}: is no JSON ({_first_line(error)})")
                 continue
@@ -131,7 +151,7 @@ def array_objects(path: Path, lines: Iterator[tuple[int, str]], faults: list[str
     """One array of objects."""
     text = "".join(line for _, line in lines)
     try:
-        records = json.loads(text)
+        records = json.loads(text, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no JSON: {_first_line(error)}; one object a line needs the ending .jsonl") from None
     if not isinstance(records, list):
@@ -141,6 +161,15 @@ def array_objects(path: Path, lines: Iterator[tuple[int, str]], faults: list[str
             yield f"record {number}", record
         else:
             fault(faults, path, f"record {number}: is no object")
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
+    """JSON's reader would take the last of two and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in found if keys.count(key) > 1)!r} stands twice")
+    return found
 
 
 def whole_lines(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:

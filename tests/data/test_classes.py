@@ -127,11 +127,32 @@ def test_any_encoding_is_read_when_it_is_named(tmp_path, encoding):
      "line 1: begins with UTF-8's byte-order mark, so it is not WINDOWS-1252; set classes.encoding=utf-8"),
     ("1 a\n0 b\n".encode("utf-16-le") + b"\x00\xd8a\x00", "utf-16-le", "line 3: is not UTF-16-LE "),
     ("1 a\n".encode("utf-16"), "utf-8", "line 1: is not UTF-8 (invalid start byte); set classes.encoding, e.g. utf-16"),
+    ("1 好\n0 天气很好，我们去公园\n".encode("gb18030"), "utf-8", "line 1: is not UTF-8 (invalid start byte); set classes.encoding, e.g. gb18030"),
+    ("1 été à la mer\n".encode("windows-1252"), "utf-8", "line 1: is not UTF-8 (invalid continuation byte); set classes.encoding, e.g. windows-1252"),
     ("1 ä\n".encode("windows-1252"), "gb18030", "line 1: is not GB18030 (illegal multibyte sequence); set classes.encoding, e.g. utf-8"),
 ])
 def test_a_wrong_encoding_is_named_with_its_line(tmp_path, content, encoding, said):
     path = written(tmp_path / "a.txt", content)
     refusal(lambda: read(path, encoding=encoding), f"{path}, {said}")
+
+
+@pytest.mark.parametrize("encoding", ["windows-1252", "latin-1", "gb18030"])
+def test_utf8_is_not_read_as_what_takes_any_bytes(tmp_path, encoding):
+    """`cafÃ©` and `澶╂皵` would be learned without a word."""
+    path = written(tmp_path / "a.txt", "1 a\n0 café 天气很好\n".encode())
+    refusal(lambda: read(path, encoding=encoding), f"{path}: reads as UTF-8 from beginning to end, so it is hardly {encoding.upper()}; "
+            "set classes.encoding=utf-8")
+    assert pairs(read(written(tmp_path / "b.txt", b"1 a\n0 b\n"), encoding=encoding)) == [("1", "a"), ("0", "b")]
+
+
+@pytest.mark.parametrize("ending, separator", [("csv", ","), ("tsv", "\t")])
+def test_rows_that_stray_quotes_would_swallow_are_named(tmp_path, ending, separator):
+    rows = [["text", "label"], ["fine inn", "good"], ["\"it 's great", "good"], ["poor room", "bad"], ["he says it is bad\"", "bad"], ["a", "good"]]
+    path = written(tmp_path / f"a.{ending}", "".join(separator.join(row) + "\n" for row in rows))
+    refusal(lambda: read(path), f"{path}: 1 bad record: row 3: a cell in quotation marks holds what reads as rows of their own", "classes.quotes=false")
+    assert [label for label, _ in pairs(read(path, quotes=False))] == ["good", "good", "bad", "bad", "good"]
+    whole = written(tmp_path / f"b.{ending}", separator.join(["text", "label"]) + f'\n"one{separator} two\nthree{separator}four\nend"{separator}good\n')
+    assert pairs(read(whole)) == [("good", f"one{separator} two\nthree{separator}four\nend")]  # four is no label, nor is two
 
 
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────
@@ -166,6 +187,12 @@ FAULTS = {
     "half a label": ("a.jsonl", '{"text": "a", "label": "\\ud800"}\n', "line 1: 'label' is"),
     "no pattern": ("a.txt", "1 a\nsingle\n", "line 2: does not read '{label} {text}'"),
     "a line without text": ("a.txt", "1 a\n0  \n", "line 2: the text is empty"),
+    "old Mac line ends of a text": ("a.txt", "0 a\r1 b\r0 c\r", "line 1: holds a bare carriage return; save the file with line ends LF or CRLF"),
+    "a key twice": ("a.jsonl", '{"text": "a", "label": 1, "label": 2}\n', "line 1: is no JSON (the key 'label' stands twice)"),
+    "a key twice in an array": ("a.json", '[{"text": "a", "text": "b", "label": 2}]', "is no JSON: the key 'text' stands twice"),
+    "a zero in a text": ("a.csv", "text,label\na\0b,1\n", "row 2: 'text' holds a character zero; is the file UTF-16?"),
+    "a zero in a label": ("a.jsonl", '{"text": "a", "label": "1\\u0000"}\n', "line 1: 'label' holds a character zero"),
+    "UTF-16 without its mark": ("a.txt", "1 a\n0 b\n1 c".encode("utf-16-le"), "line 1: 'text' holds a character zero"),
     "another kind": ("a.md", "1 a", "unknown kind of file; give .csv"),
 }
 
