@@ -150,7 +150,7 @@ def _table(path: Path, lines: Iterator[tuple[int, str]], separator: str, cfg: Cl
     quoting = csv.QUOTE_MINIMAL if cfg.quotes else csv.QUOTE_NONE
     rows = csv.reader((line for _, line in lines), delimiter=separator, quoting=quoting, strict=True)
     columns: list[str] = []
-    swallowed: list[tuple[int, list[str]]] = []
+    within: list[tuple[int, list[list[str]]]] = []
     known: list[set[str]] = [set() for _ in cfg.labels]
     try:
         for number, row in enumerate(rows, 1):
@@ -161,13 +161,13 @@ def _table(path: Path, lines: Iterator[tuple[int, str]], separator: str, cfg: Cl
                     continue
             if len(row) == len(columns):
                 record = dict(zip(columns, row))
-                swallowed += [(number, inner) for inner in _rows_within(row, separator)]
+                within += [(number, inner) for inner in _rows_within(row, separator)]
                 for seen, name in zip(known, cfg.labels):
                     seen.add(record[name].strip())
                 yield f"row {number}", record
             elif row:
                 fault(faults, path, f"row {number}: has {len(row)} cells where the first row has {len(columns)}")
-        for number in dict.fromkeys(n for n, inner in swallowed if _is_row(inner, columns, cfg, known)):
+        for number in dict.fromkeys(n for n, inner in within if all(_is_row(cells, columns, cfg, known) for cells in inner)):
             fault(faults, path, f"row {number}: a cell in quotation marks holds what reads as rows of their own; mend the quotes, or set "
                                 "classes.quotes=false if cells are not quoted")
     except csv.Error as error:
@@ -176,13 +176,12 @@ def _table(path: Path, lines: Iterator[tuple[int, str]], separator: str, cfg: Cl
         raise UserError(f"{path}, line {rows.line_num}: is no row of a table ({str(error).partition(' - ')[0]}); {mend}") from None
 
 
-def _rows_within(row: list[str], separator: str) -> Iterator[list[str]]:
-    """What would be rows if a quotation mark that opens a cell of several lines were none."""
+def _rows_within(row: list[str], separator: str) -> Iterator[list[list[str]]]:
+    """For each cell of several lines: the rows that would stand there if its quotation marks were none."""
     for i, cell in enumerate(row):
         if "\n" in cell and separator in cell:
-            first, *others, _ = cell.split("\n")
-            yield [*row[:i], *first.split(separator)]
-            yield from (line.split(separator) for line in others)
+            first, *others, last = (line.split(separator) for line in cell.split("\n"))
+            yield [[*row[:i], *first], *others, [*last, *row[i + 1:]]]
 
 
 def _is_row(cells: list[str], columns: list[str], cfg: ClassesConfig, known: list[set[str]]) -> bool:

@@ -147,10 +147,12 @@ def test_utf8_is_not_read_as_what_takes_any_bytes(tmp_path, encoding):
 
 @pytest.mark.parametrize("ending, separator", [("csv", ","), ("tsv", "\t")])
 def test_rows_that_stray_quotes_would_swallow_are_named(tmp_path, ending, separator):
-    rows = [["text", "label"], ["fine inn", "good"], ["\"it 's great", "good"], ["poor room", "bad"], ["he says it is bad\"", "bad"], ["a", "good"]]
+    rows = [["text", "label"], ["fine inn", "good"], ["\"it 's great", "good"], ["poor room", "bad"], ["he says it is bad\"", "bad"], ["a", "good"], ["b", "bad"]]
     path = written(tmp_path / f"a.{ending}", "".join(separator.join(row) + "\n" for row in rows))
     refusal(lambda: read(path), f"{path}: 1 bad record: row 3: a cell in quotation marks holds what reads as rows of their own", "classes.quotes=false")
-    assert [label for label, _ in pairs(read(path, quotes=False))] == ["good", "good", "bad", "bad", "good"]
+    assert [label for label, _ in pairs(read(path, quotes=False))] == ["good", "good", "bad", "bad", "good", "bad"]
+    turned = written(tmp_path / f"c.{ending}", "".join(separator.join(row[::-1]) + "\n" for row in rows))
+    refusal(lambda: read(turned), f"{turned}: 1 bad record: row 3: a cell in quotation marks holds")
     whole = written(tmp_path / f"b.{ending}", separator.join(["text", "label"]) + f'\n"one{separator} two\nthree{separator}four\nend"{separator}good\n')
     assert pairs(read(whole)) == [("good", f"one{separator} two\nthree{separator}four\nend")]  # four is no label, nor is two
 
