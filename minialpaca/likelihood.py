@@ -16,6 +16,7 @@ def asked() -> argparse.Namespace:
     options.add_argument("run", help="a run folder of a decoder")
     options.add_argument("context", help="the text before, or the instruction to a tuned run")
     options.add_argument("answers", nargs="+", help="what may follow; a space before it is implied")
+    options.add_argument("--joined", action="store_true", help="no space is: for Chinese, for punctuation, or where the answers begin with theirs")
     commandline.add_weights(options)
     return options.parse_args()
 
@@ -89,11 +90,11 @@ def choose(model: Transformer, context: Sequence[int], answers: Sequence[Sequenc
     return max(range(len(scores)), key=lambda k: scores[k])
 
 
-def as_ids(tokenizer: Tokenizer, context: str, answer: str, is_tuned: bool) -> Pair:
-    """A tuned model ends its answer with </s>; to a pretrained one the answer is the next words of the text."""
+def as_ids(tokenizer: Tokenizer, context: str, answer: str, is_tuned: bool, joined: bool = False) -> Pair:
+    """A tuned model ends its answer with </s>; to a pretrained one the answer is the next words of the text, or `joined` to it."""
     if is_tuned:
         return prompt_ids(tokenizer, context), [*tokenizer.encode(answer), tokenizer.eos]
-    return [tokenizer.bos, *tokenizer.encode(context)], tokenizer.encode(answer)
+    return [tokenizer.bos, *tokenizer.encode(context)], tokenizer.encode(answer, starts=not joined)
 
 
 @command
@@ -104,7 +105,10 @@ def main() -> None:
     model, tokenizer = run.load(args.run, args.checkpoint, run.pick_device(args.device))
     if not all(args.answers):
         raise UserError("an answer is empty; give a text for each")
-    pairs = [as_ids(tokenizer, args.context, answer, isinstance(settings, FinetuneConfig)) for answer in args.answers]
+    is_tuned = isinstance(settings, FinetuneConfig)
+    if is_tuned and args.joined:
+        raise UserError(f"--joined: {args.run} is a tuned run, whose answers follow its prompt; leave it out, or ask a pretrained run")
+    pairs = [as_ids(tokenizer, args.context, answer, is_tuned, args.joined) for answer in args.answers]
     scored = [(sum(ps), sum(ps) / len(ps), answer) for ps, answer in zip(token_log_likelihoods(model, pairs), args.answers)]
     print(table(sorted(scored, reverse=True), ("log P, nats", "per token", "answer")))
 

@@ -99,7 +99,7 @@ def estimate(model: nn.Module, load: Load) -> Memory:
     layers, flows = stack_kept(backbone, load)
     largest = max(layers, default=0)
     inputs = FLOAT * load.rows * (load.length + backbone.n_virtual) * backbone.cfg.d_model
-    activations = len(layers) * inputs if backbone.recompute else sum(layers)
+    activations = recomputed_kept(backbone, load, inputs) if backbone.recompute else sum(layers)
     tail = norm_kept(backbone.final_norm, inputs, flows)[0]
     return Memory(
         weights=FLOAT * sum(p.numel() for p in model.parameters()) + buffers, gradients=FLOAT * trained, moments=2 * FLOAT * trained,
@@ -136,6 +136,18 @@ def stack_kept(model: Transformer, load: Load) -> tuple[list[int], bool]:
         size, flows = layer_kept(layer, load, flows)
         kept.append(size)
     return kept, flows
+
+
+def recomputed_kept(model: Transformer, load: Load, inputs: int) -> int:
+    """Each layer's input; with two stacks also the source's, its last norm, and the keys and values that each layer of the decoder is given."""
+    kept = len(model.layers) * inputs
+    if model.two_stacks:
+        n, attn = load.rows * load.source, plain(model.layers[0].cross)
+        kept += FLOAT * n * model.cfg.d_model * (len(model.encoder.layers) + 2)
+        kept += len(model.layers) * 2 * n * load.short * attn.n_kv_heads * attn.d_head
+        from_source = [linears_kept([plain(layer.cross).k_proj, plain(layer.cross).v_proj], n, load, True) for layer in model.layers]
+        kept += sum(from_source) if load.short < FLOAT else max(from_source)  # one tensor for all, or a short copy for each
+    return kept
 
 
 def layer_kept(layer: Block, load: Load, flows: bool) -> tuple[int, bool]:

@@ -26,6 +26,15 @@ def confusion(right_NC: Tensor, said_NC: Tensor) -> Tensor:
     return right_NC.long().mT @ said_NC.long()
 
 
+def one_against_rest(right_NC: Tensor, said_NC: Tensor) -> Tensor:
+    """M_cab = Σ_n 1[right_nc = a] 1[said_nc = b],  a and b: in the class, not in it   [confusion.2]
+
+    (C, 2, 2): of a multi-label group, whose classes do not exclude each other, each has a confusion matrix of its own.
+    """
+    right_N2C, said_N2C = torch.stack((right_NC, ~right_NC), 1).long(), torch.stack((said_NC, ~said_NC), 1).long()
+    return torch.einsum("nac,nbc->cab", right_N2C, said_N2C)
+
+
 @dataclass(frozen=True)
 class ClassMarks:
     """Of each class (C,): precision, recall, F1, and how many texts are right to be in it."""

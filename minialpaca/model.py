@@ -223,9 +223,10 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Block(cfg, causal=False) for _ in range(cfg.n_layers))
         self.final_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
 
-    def forward(self, x_BSD: Tensor, angles: tuple[Tensor, Tensor], may_look: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, angles: tuple[Tensor, Tensor], may_look: Tensor | None,
+                through: Callable[[Block], Callable[..., Tensor]] = lambda layer: layer) -> Tensor:
         for layer in self.layers:
-            x_BSD = layer(x_BSD, angles, may_look)
+            x_BSD = through(layer)(x_BSD, angles, may_look)
         return self.final_norm(x_BSD)
 
 
@@ -309,7 +310,7 @@ class Transformer(nn.Module):
         """The encoder's output as keys and values for each layer of the decoder: computed once, however long it speaks."""
         x_BSD = self.dropout(self.embed(source_BS))
         places, may_look = self._both_ways(x_BSD, real_BS)
-        output_BSD = self.encoder(x_BSD, self._angles(places, x_BSD), may_look)
+        output_BSD = self.encoder(x_BSD, self._angles(places, x_BSD), may_look, self._through)
         return [layer.cross.source(output_BSD, may_look) for layer in self.layers]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from minialpaca.data.files import write_whole
 from minialpaca.data.texts import Group, TextExamples
 from minialpaca.log import RunLog, markdown, table
-from minialpaca.metrics import accuracy, class_marks, confusion, macro_f1
+from minialpaca.metrics import accuracy, class_marks, confusion, macro_f1, one_against_rest
 from minialpaca.observe import colour
 from minialpaca.tasks.classification import Classification, Judged, truths
 
@@ -44,30 +44,40 @@ def class_table(group: Group, right_NC: Tensor, said_NC: Tensor, split: str) -> 
 # ── the confusion matrix ─────────────────────────────────────────────────────────────────────────
 
 
-def confusion_rows(group: Group, right_NC: Tensor, said_NC: Tensor) -> list[tuple]:
-    """Right classes downwards, said ones to the right; numbered as in the picture."""
-    counts = confusion(right_NC, said_NC).tolist()
-    return [(f"{c} {name}", *row) for c, (name, row) in enumerate(zip(group.classes, counts), 1)]
+def confusion_counts(group: Group, right_NC: Tensor, said_NC: Tensor) -> tuple[np.ndarray, list[str], list[str]]:
+    """Counts, and the names of rows (what is right) and columns (what was said).
 
-
-def confusion_picture(counts_CC: np.ndarray) -> np.ndarray:
-    """(height, width, 3) bytes: cell (c, d) as bright as the share of class c that was said to be d, its count inside.
-
-    Above and to the left the numbers of the classes, as the table beside the picture gives them.
+    Of a multi-label group two rows for each class, the texts in it and those that are not: of how many was it said?
     """
-    C = len(counts_CC)
-    side = max(SMALLEST_CELL, PICTURE // (C + 1))
-    shares = counts_CC / counts_CC.sum(1, keepdims=True).clip(min=1)
-    picture = np.zeros((side * (C + 1), side * (C + 1), 3), dtype=np.uint8)
+    if not group.several:
+        return confusion(right_NC, said_NC).numpy(), list(group.classes), list(group.classes)
+    names = [f"{which}{name}" for name in group.classes for which in ("", "not ")]
+    return one_against_rest(right_NC, said_NC).flatten(0, 1).numpy(), names, ["said", "not said"]
+
+
+def numbered(names: list[str]) -> list[str]:
+    """As rows and columns are numbered in the picture."""
+    return [f"{i} {name}" for i, name in enumerate(names, 1)]
+
+
+def confusion_picture(counts_RC: np.ndarray) -> np.ndarray:
+    """(height, width, 3) bytes: cell (r, c) as bright as the share of row r that stands in column c, its count inside.
+
+    Above and to the left the numbers of columns and rows, as the table beside the picture gives them.
+    """
+    R, C = counts_RC.shape
+    side = max(SMALLEST_CELL, PICTURE // (max(R, C) + 1))
+    shares = counts_RC / counts_RC.sum(1, keepdims=True).clip(min=1)
+    picture = np.zeros((side * (R + 1), side * (C + 1), 3), dtype=np.uint8)
     picture[side:, side:] = colour(shares).repeat(side, 0).repeat(side, 1)
-    for i in range(C + 1):  # a line of black around each cell
-        picture[i * side, :] = picture[:, i * side] = 0
+    picture[::side] = picture[:, ::side] = 0  # a line of black around each cell
+    for r in range(R):
+        _write(picture, r + 1, 0, r + 1, side, 160)
+        for c in range(C):
+            if counts_RC[r, c]:
+                _write(picture, int(counts_RC[r, c]), c + 1, r + 1, side, 0 if shares[r, c] > 0.35 else 255)
     for c in range(C):
-        _write(picture, c + 1, 0, c + 1, side, 160)
         _write(picture, c + 1, c + 1, 0, side, 160)
-        for d in range(C):
-            if counts_CC[c, d]:
-                _write(picture, int(counts_CC[c, d]), d + 1, c + 1, side, 0 if shares[c, d] > 0.35 else 255)
     return picture
 
 
@@ -92,9 +102,10 @@ class ClassObserver:
         for group, (right, said) in zip(self.task.groups, truths(self.task.val, self.task.judged)):
             rows, heads = class_rows(group, right, said), (group.name, *CLASS_HEADS)
             log.text(f"classes/{group.name}", markdown(rows, heads), step)
-            rows, heads = confusion_rows(group, right, said), [f"{c} {name}" for c, name in enumerate(group.classes, 1)]
-            log.text(f"confusion/{group.name}", markdown(rows, ["right \\ said", *heads]), step)
-            log.image(f"confusion/{group.name}", confusion_picture(confusion(right, said).numpy()), step)
+            counts, downwards, across = confusion_counts(group, right, said)
+            rows = [(name, *row) for name, row in zip(numbered(downwards), counts.tolist())]
+            log.text(f"confusion/{group.name}", markdown(rows, ["right \\ said", *numbered(across)]), step)
+            log.image(f"confusion/{group.name}", confusion_picture(counts), step)
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────

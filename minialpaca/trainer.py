@@ -94,7 +94,7 @@ class Trainer:
         """Train to the last step or to the end of patience, continuing from the last checkpoint if there is one."""
         if place := self.keeper.resume(self.state):
             print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if self._done() else 'going on'}")
-        if self.total_steps <= self.optim.warmup_steps:
+        if self.total_steps < self.optim.warmup_steps:
             print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
                   f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
         print(f"precision: {self.policy.name} ({self.policy.reason})" + products.said(self.device))

@@ -180,7 +180,7 @@ def test_what_is_no_override_is_refused(text):
     ("optim.lr=[1]", "a number"), ("train.steps=3.0", "a whole number"), ("train.steps=true", "a whole number"),
     ("train.steps='3'", "a whole number"),
     ("model.tie_embeddings=1", "true or false"), ("model.tie_embeddings=True", "true or false"),
-    ("data.source=3", "a list of texts"), ("data.source=[1, 2]", "a list of texts"),
+    ("data.source=3.5", "a list of texts"), ("data.source=true", "a list of texts"), ("data.source=[1, 2]", "a list of texts"),
 ])
 def test_a_value_of_the_wrong_type_is_refused_with_the_right_one(override, kind):
     key = override.split("=")[0]
@@ -223,6 +223,19 @@ def test_r_drop_without_dropout_is_refused(form, name):
     with pytest.raises(UserError, match=rf"loss\.r_drop = 1\.0: compares two passes with dropout; set {name}"):
         load(form, None, ["loss.r_drop=1"])
     assert load(form, None, ["loss.r_drop=1", f"{name}=0.1"]).loss.r_drop == 1
+
+
+def test_loras_dropout_tells_two_passes_apart_too():
+    assert load(FinetuneConfig, None, ["loss.r_drop=1", "adapter.method=lora", "adapter.dropout=0.1"]).loss.r_drop == 1
+
+
+def test_a_column_may_have_a_number_for_a_name():
+    """classes.header=false classes.labels=1; of a config file a list is asked for, as ever."""
+    found = load(FinetuneConfig, None, ["classes.header=false", "classes.labels=1", "classes.text=2"]).classes
+    assert (found.labels, found.text) == (("1",), ("2",))
+    assert load(FinetuneConfig, None, ['classes.labels=["1", "a"]']).classes.labels == ("1", "a")
+    with pytest.raises(UserError, match="must be a list of texts"):
+        load(FinetuneConfig, None, ["classes.labels=[1, 2]"])
 
 
 def test_an_empty_name_is_no_config():

@@ -73,6 +73,8 @@ def test_what_does_not_fit_is_refused_with_both_numbers():
 def test_a_tuned_run_is_asked_as_it_was_trained(tokenizer):
     prompt, response = as_ids(tokenizer, "How many?", "99", True)
     assert tokenizer.decode(prompt).endswith("How many?\n\n### Response:") and response[-1] == tokenizer.eos
+    joined = as_ids(tokenizer, "天空是", "蓝色", False, joined=True)
+    assert tokenizer.decode([*joined[0], *joined[1]]) == "天空是蓝色"
     text, answer = as_ids(tokenizer, "Mira has", "99 lamps", False)
     assert text == [tokenizer.bos, *tokenizer.encode("Mira has")] and answer == tokenizer.encode("99 lamps")
     assert tokenizer.decode([*text, *answer]) == "Mira has 99 lamps"

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minialpaca.metrics import accuracy, class_marks, confusion, macro_f1
+from minialpaca.metrics import accuracy, class_marks, confusion, macro_f1, one_against_rest
 
 
 def truths(sets: list[set], n_classes: int) -> torch.Tensor:
@@ -54,6 +54,16 @@ def test_precision_and_recall_are_not_each_other():
     assert marks.precision_C.tolist() == pytest.approx([1, 1 / 3])
     assert marks.recall_C.tolist() == pytest.approx([1 / 3, 1])
     assert marks.f1_C.tolist() == pytest.approx([1 / 2, 1 / 2])
+
+
+def test_each_class_of_several_has_a_confusion_matrix_of_its_own():
+    """By hand: texts {a, b}, {a}, {} were said to be {a}, {a, b}, {b}; then against loops."""
+    right, said = truths([{0, 1}, {0}, set()], 2), truths([{0}, {0, 1}, {1}], 2)
+    assert one_against_rest(right, said).tolist() == [[[2, 0], [0, 1]], [[0, 1], [2, 0]]]
+    found = one_against_rest(RIGHT, SAID)
+    for c in range(RIGHT.shape[1]):
+        for a, b in ((True, True), (True, False), (False, True), (False, False)):
+            assert found[c, 1 - a, 1 - b] == sum(r == a and s == b for r, s in zip(RIGHT[:, c].tolist(), SAID[:, c].tolist()))
 
 
 def test_the_confusion_matrix_has_the_right_classes_downwards():

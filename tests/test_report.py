@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from minialpaca.data.texts import Group
-from minialpaca.report import DIGITS, class_table, confusion_picture, confusion_rows, markdown
+from minialpaca.report import DIGITS, class_table, confusion_counts, confusion_picture, markdown, numbered
 
 GROUP = Group("mood", ("bad", "good"))
 RIGHT = torch.tensor([[1, 0], [1, 0], [1, 0], [0, 1]], dtype=torch.bool)
@@ -20,9 +20,18 @@ def test_the_table_says_its_split_and_its_means():
 
 
 def test_the_confusion_table_is_numbered_as_the_picture_and_escapes_bars():
-    assert confusion_rows(GROUP, RIGHT, SAID) == [("1 bad", 1, 2), ("2 good", 0, 1)]
+    counts, downwards, across = confusion_counts(GROUP, RIGHT, SAID)
+    assert counts.tolist() == [[1, 2], [0, 1]] and numbered(downwards) == numbered(across) == ["1 bad", "2 good"]
     found = markdown([("a|b", 1, 0.5)], ("x", "y", "z"))
     assert found == "| x | y | z |\n| --- | --- | --- |\n| a&#124;b | 1 | 0.500 |"
+
+
+def test_a_perfect_multi_label_classifier_mistakes_nothing():
+    group, both = Group("topics", ("food", "price"), several=True), torch.ones(2, 2, dtype=torch.bool)
+    counts, downwards, across = confusion_counts(group, both, both)
+    assert counts.tolist() == [[2, 0], [0, 0], [2, 0], [0, 0]]
+    assert (downwards, across) == (["food", "not food", "price", "not price"], ["said", "not said"])
+    assert confusion_picture(counts).shape == (96 * 5, 96 * 3, 3)
 
 
 def cells(picture, n):

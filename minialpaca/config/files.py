@@ -79,7 +79,8 @@ def _checked(form: type, table: dict, where: str) -> dict[str, dict]:
 
 def _convert(value, wanted, key: str, where: str):
     if isinstance(value, Written):
-        value = value.text if wanted is str and not isinstance(value.value, str) else value.value
+        as_written = wanted is str or wanted == tuple[str, ...] and type(value.value) is int  # classes.labels=1
+        value = value.text if as_written and not isinstance(value.value, str) else value.value
     if wanted == tuple[str, ...]:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):

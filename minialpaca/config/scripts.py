@@ -51,7 +51,7 @@ class FinetuneConfig:
     samples: SampleConfig = SampleConfig()
 
     def __post_init__(self):
-        _refuse_idle_r_drop(self.loss, self.base.dropout, "base.dropout")
+        _refuse_idle_r_drop(self.loss, max(self.base.dropout, self.adapter.dropout), "base.dropout, or adapter.dropout with LoRA")
         _refuse_two_passes(self.loss, self.adversarial)
         _refuse_wordless_vat(self.adversarial, self.task.name)
 

@@ -38,7 +38,7 @@ class LossConfig:
     l2: float = 0.0
     """λ of L_adapt = L + λ‖θ‖₂², θ being all that is trained; AdamW's weight_decay is another thing (docs/LEDGER.md)."""
     label_smoothing: float = 0.0
-    """The part of the target's probability that is spread evenly over all classes, in training."""
+    """The part of the target's probability that is spread evenly over all classes, in training; groups that take several labels are left alone."""
     r_drop: float = 0.0
     """α of R-Drop: how much two passes with different dropout have to agree; each step then takes two passes."""
 

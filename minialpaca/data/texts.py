@@ -106,6 +106,9 @@ class TextExamples:
             shown = ", ".join(f"{label} {n:,}" for n, label in sizes[:12])
             more = f", … {sizes[-1][1]} {sizes[-1][0]:,} ({len(sizes)} classes)" if len(sizes) > 12 else ""
             lines.append(f"    {group.name}: {shown}{more}")
+            absent = ", ".join(label for n, label in sizes if n == 0)
+            if absent:  # macro-F1 is over all classes of the training set
+                lines.append(f"    {group.name}: no text here is {absent}, and so each such class has F1 = 0 in the mean")
         return "\n".join(lines)
 
     def n_batches(self, batch_size: int) -> int:

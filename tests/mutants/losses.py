@@ -217,6 +217,12 @@ of("metrics:confusion", "test_metrics.py::test_the_confusion_matrix_has_the_righ
    ("@ said_NC.long()", "@ (~said_NC).long()"),
    ("@ said_NC.long()", "@ said_NC.long() // 2"))
 
+of("metrics:one_against_rest", "test_metrics.py::test_each_class_of_several_has_a_confusion_matrix_of_its_own",
+   ("->cab", "->cba"),
+   ("(right_NC, ~right_NC)", "(~right_NC, right_NC)"),
+   ("(said_NC, ~said_NC)", "(~said_NC, said_NC)"),
+   ("(said_NC, ~said_NC)", "(said_NC, said_NC)"))
+
 of("metrics:class_marks", "test_metrics.py::test_single_labels_are_counted",
    ("right_NC & said_NC", "right_NC | said_NC"),
    ("_ratio(hits_C, said_C), _ratio(hits_C, support_C)", "_ratio(hits_C, support_C), _ratio(hits_C, said_C)"),
