@@ -38,6 +38,7 @@ class Keeper:
         """What is now; written beside the steps to come, and in full before the next is begun."""
         facts = {**state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
                  **self.recipe.facts(), "surroundings": determinism.surroundings(self.device),
+                 **({"prompts": self.task.prompts} if self.task.prompts else {}),
                  **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
                  **(self.saved.facts() if isinstance(self.saved, Adapter) else {})}
         self.saving.start({"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},

@@ -12,6 +12,7 @@ from torch import nn
 
 from minialpaca import config, parallel
 from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
+from minialpaca.data.instructions import PROMPTS_ID
 from minialpaca.errors import UserError, reason
 from minialpaca.heads import backbone_weights
 from minialpaca.log import METRICS
@@ -186,6 +187,8 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
 
 def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path, tokenizer_sha256: str) -> None:
     """A run's weights: all of them, or those of its base and its adapter, which is left in the model."""
+    if checkpoint.read_state(place).get("prompts", PROMPTS_ID) != PROMPTS_ID:
+        raise UserError(f"{place}: was tuned with other prompts than this version of minialpaca asks with; ask it with the version that tuned it")
     if _method(settings) != "none":
         load_base(backbone, settings, tokenizer_sha256, place.parents[1])
         load_weights(adapted(model, backbone, settings), place, tokenizer_sha256)

@@ -32,6 +32,8 @@ PROMPT_WITHOUT_INPUT = (
     "### Instruction:\n{instruction}\n\n### Response:"
 )
 
+PROMPTS_ID = hashlib.sha256((PROMPT_WITH_INPUT + PROMPT_WITHOUT_INPUT).encode()).hexdigest()[:16]  # in each tuned checkpoint
+
 
 @dataclass(frozen=True)
 class Example:

@@ -17,6 +17,8 @@ class Task(Protocol):
     tokenizer_sha256: str
     data_sha256: str = ""
     """What was made of the training and validation data; a run goes on with the same alone."""
+    prompts: str = ""
+    """Which prompts stand before its responses, where there are any; a run is asked by the same alone."""
     measures: tuple[str, ...] = ("val_loss",)
     """What `evaluate` hands back."""
 

@@ -8,7 +8,7 @@ from minialpaca.config import FinetuneConfig
 from minialpaca.data import world
 from minialpaca.data.batch import Batch
 from minialpaca.data.files import refuse_shared
-from minialpaca.data.instructions import Examples
+from minialpaca.data.instructions import PROMPTS_ID, Examples
 from minialpaca.data.rows import SUFFIXES, Row, hold_out, read_rows
 from minialpaca.errors import UserError
 from minialpaca.tasks import Task, next_token_loss
@@ -16,6 +16,8 @@ from minialpaca.tokenizer import Tokenizer
 
 
 class Instruction(Task):
+    prompts = PROMPTS_ID
+
     def __init__(self, settings: FinetuneConfig, tokenizer: Tokenizer):
         train, self.val_rows, self.test_rows = split_rows(settings)
         context, over_long = settings.model.max_seq_len, settings.data.over_long

@@ -8,8 +8,10 @@ from conftest import OBJECTIVES, alpaca_rows
 import pytest
 from running import module, refused
 
-from minialpaca import chat, config, generate
+from minialpaca import chat, config, generate, run
 from minialpaca.config import Sampling
+from minialpaca.data.instructions import PROMPTS_ID
+from minialpaca.storage import checkpoint
 from minialpaca.tokenizer import Tokenizer
 
 
@@ -69,6 +71,16 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path, monkeypatch, main):
     arguments = ["x"] if main is generate.main else []
     for folder in (tmp_path, tmp_path / "nowhere"):
         refused(module(main, monkeypatch, folder, *arguments), f"{folder}: is no run folder")
+
+
+def test_a_run_that_was_tuned_with_other_prompts_is_not_asked(tuned, pretrained, monkeypatch):
+    """Template drift: Stanford's prompt ends without a newline, alpaca-lora's with one."""
+    assert checkpoint.read_state(checkpoint.find(tuned, "best"))["prompts"] == PROMPTS_ID
+    assert "prompts" not in checkpoint.read_state(checkpoint.find(pretrained, "best"))
+    monkeypatch.setattr(run, "PROMPTS_ID", "0123456789abcdef")
+    refused(module(generate.main, monkeypatch, tuned, "Name a colour."), "was tuned with other prompts than this version of minialpaca asks with")
+    refused(module(chat.main, monkeypatch, tuned), "was tuned with other prompts")
+    assert module(generate.main, monkeypatch, pretrained, "Mira has", "--max-new-tokens=2").code == 0
 
 
 def test_a_pretraining_run_takes_no_input_and_does_not_chat(pretrained, monkeypatch):
