@@ -96,3 +96,10 @@ def test_the_command_line_sorts_answers_by_likelihood(pretrained, monkeypatch):
 def test_bad_input_is_one_line(arguments, message, pretrained, monkeypatch):
     monkeypatch.setattr("sys.argv", ["likelihood", *(str(pretrained) if a == "RUN" else a for a in arguments), "--device=cpu"])
     refused(in_process(likelihood.main), message)
+
+
+def test_a_tuned_run_has_nothing_to_be_joined_to(tuned, pretrained, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["likelihood", str(tuned), "How many?", "99", "--joined", "--device=cpu"])
+    assert "--joined: " in in_process(likelihood.main).err
+    monkeypatch.setattr("sys.argv", ["likelihood", str(pretrained), "Mira has", ".", "--joined", "--device=cpu"])
+    assert in_process(likelihood.main).out.splitlines()[-1].endswith(" .")

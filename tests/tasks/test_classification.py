@@ -15,6 +15,7 @@ from minialpaca.classify import classifier
 from minialpaca.config import (AdversarialConfig, BaseConfig, ClassesConfig, FinetuneConfig, InstructionConfig, LossConfig,
                                OptimConfig, TaskConfig, TrainConfig)
 from minialpaca.data import texts as data_texts
+from minialpaca.data.classes import LabelledText
 from minialpaca.data.texts import Group, text_ids
 from minialpaca.errors import UserError
 from minialpaca.objectives import regularised_groups_sum
@@ -319,3 +320,12 @@ def test_a_step_of_virtual_training_weighs_every_text_alike(source, tmp_path):
     trainer.Trainer(model, task, OptimConfig(), TrainConfig(steps=1, accumulation=3), 0, tmp_path, attack=Watching()).take_step()
     assert sum(n for views in found for _, n in views) == 24 + 19
     assert {share for views in found for share, _ in views} == {1 / 43}
+
+
+def test_classes_that_a_split_lacks_are_named(capsys):
+    """Macro-F1 counts them 0, over however many classes."""
+    group = Group("mood", tuple("abcdefghijklmn"))
+    data_texts.TextExamples([LabelledText(f"text {c}", ((c,),)) for c in "abcdefghijkl"], [group], tiny.tokenizer(), 70, "raise", "validation")
+    assert "    mood: no text here is m, n, and so each such class has F1 = 0 in the mean\n" in capsys.readouterr().out
+    data_texts.TextExamples([LabelledText(f"text {c}", ((c,),)) for c in group.classes], [group], tiny.tokenizer(), 70, "raise", "validation")
+    assert "no text here" not in capsys.readouterr().out
