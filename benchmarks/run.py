@@ -8,7 +8,8 @@ Each contestant (benchmarks/contestants says how they are written) has a process
 take their turns; the first turn warms up and is not counted. Medians of the rounds, with the lowest and the highest;
 `beside` is the median over the rounds of the rate divided by the first contestant's in the same round. Peak memory is
 what the process holds above what importing took. FLOP/s and bytes/s are shares of what the machine was measured to do at the start.
-All contestants have to find the same loss, or say the same tokens: `check` is that of the first turn. `--out` gets all of it as JSON.
+`--profile FOLDER` gives each one more turn under torch.profiler, whose trace TensorBoard and Perfetto show, and whose
+table of the most expensive operations lies beside it. All contestants have to find the same loss, or say the same tokens: `check` is that of the first turn. `--out` gets all of it as JSON.
 """
 
 import argparse
@@ -41,9 +42,10 @@ FIELD = {
 class Worker:
     """A contestant in a process of its own."""
 
-    def __init__(self, workload: str, name: str, shape: str, device: str):
+    def __init__(self, workload: str, name: str, shape: str, device: str, folder: Path | None):
         self.name, self.turns = name, []
-        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.run", "--serve", workload, name, "--shape", shape, "--device", device],
+        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.run", "--serve", workload, name, "--shape", shape, "--device", device,
+                                         *(["--profile", str(folder.resolve())] if folder else [])],
                                         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def turn(self, number: int) -> None:
@@ -53,13 +55,17 @@ class Worker:
             raise SystemExit(f"{self.name}: its process ended with code {self.process.wait()}")
         self.turns.append(json.loads(line))
 
+    def profile(self) -> None:
+        print("profile", file=self.process.stdin, flush=True)
+        self.process.stdout.readline()
+
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
 
 
-def serve(workload: str, name: str, shape: str, device: str) -> None:
-    """The other end: a number in, a turn out."""
+def serve(workload: str, name: str, shape: str, device: str, folder: Path | None) -> None:
+    """The other end: a number in, a turn out; `profile` in, a trace in the folder."""
     import torch
 
     from benchmarks.workloads import WORKLOADS
@@ -68,11 +74,23 @@ def serve(workload: str, name: str, shape: str, device: str) -> None:
         import minialpaca.trainer  # noqa: F401, so that `above` is the work's own
     above, take = peak_bytes(), None
     for line in sys.stdin:
+        if line == "profile\n":
+            profiled(lambda: take(1), folder / f"{workload}-{name.replace(':', '-')}")
+            print("{}", flush=True)
+            continue
         with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(io.StringIO()):  # progress lines are no turns
             take = take or WORKLOADS[workload](name, SHAPES[shape], device)
             found = dataclasses.asdict(take(int(line)))
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes() - above
         print(json.dumps(found | {"peak": peak}), flush=True)
+
+
+def profiled(work, folder: Path) -> None:
+    import torch
+
+    with torch.profiler.profile(on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder))) as profile:
+        work()
+    (folder / "operations.txt").write_text(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30), encoding="utf-8")
 
 
 def installed(name: str) -> bool:
@@ -103,12 +121,14 @@ def measure_machine(device: str) -> dict:
     return found | {"machine": platform.machine(), "python": platform.python_version()}
 
 
-def contest(workload: str, names: list[str], shape: str, device: str, rounds: int, machine: dict) -> list[Worker]:
-    workers = [Worker(workload, name, shape, device) for name in names]
+def contest(workload: str, names: list[str], shape: str, device: str, rounds: int, machine: dict, folder: Path | None) -> list[Worker]:
+    workers = [Worker(workload, name, shape, device, folder) for name in names]
     for number in range(rounds + 1):
         for worker in workers[number % len(workers):] + workers[:number % len(workers)]:  # nobody always follows the same one
             worker.turn(number)
     for worker in workers:
+        if folder:
+            worker.profile()
         worker.close()
     print(f"\n**{workload}**, {shape} {dataclasses.asdict(SHAPES[shape])}\n\n"
           "| | a second, median (lowest to highest) | beside the first | of the product rate | of the read rate | peak MiB | check |\n" + "|---" * 7 + "|")
@@ -125,16 +145,17 @@ def main() -> None:
     parser.add_argument("--shape", default="small", choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--profile", type=Path, metavar="FOLDER")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
     if args.serve:
-        return serve(*args.serve, args.shape, args.device)
+        return serve(*args.serve, args.shape, args.device, args.profile)
     machine, found = measure_machine(args.device), {}
     print(f"{args.device}: products {machine['fp32'] / 1e9:,.0f} GFLOP/s in fp32, {machine['bf16'] / 1e9:,.0f} in bf16, read {machine['read'] / 1e9:,.1f} GB/s, "
           f"{machine['threads']} threads, torch {machine['torch']}")
     for workload in args.workload or FIELD:
         names = [name for name in args.contestants or FIELD[workload] if installed(name)]
-        found[workload] = {w.name: w.turns for w in contest(workload, names, args.shape, args.device, args.rounds, machine)}
+        found[workload] = {w.name: w.turns for w in contest(workload, names, args.shape, args.device, args.rounds, machine, args.profile)}
     if args.out:
         args.out.write_text(json.dumps({"machine": machine, "shape": dataclasses.asdict(SHAPES[args.shape]), "turns": found}, indent=1))
     return None
