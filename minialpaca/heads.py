@@ -13,7 +13,7 @@ from minialpaca.model import Transformer
 
 
 def pool(hidden_BTD: Tensor, real_BT: Tensor, how: str) -> Tensor:
-    """The vector h_b (D) of each text, R_b being the places of its real tokens   [pool.1]
+    """h_b = hidden_{b, max R_b} or another vector (D) of text b, R_b the places of its real tokens   [pool.1]
 
         last    h_b = hidden_{b, max R_b}
         first   h_b = hidden_{b, min R_b}
