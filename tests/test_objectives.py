@@ -165,6 +165,7 @@ def test_kl_is_the_papers_sum():
                        for p, q in zip(spelled.softmax(row), spelled.softmax(other)))
     assert kl_sum(told_NC, said_NC).item() == pytest.approx(wanted, rel=1e-12)
     assert kl_sum(told_NC, told_NC + 7).item() == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.gradcheck(kl_sum, (told_NC.requires_grad_(), said_NC.requires_grad_()))
 
 
 def test_symmetric_kl_is_the_papers_sum():
