@@ -236,6 +236,13 @@ def test_label_groups_are_the_papers_sum(groups, epsilon):
                                     tuple(z.clone().requires_grad_() for z in logits))
 
 
+def test_smoothing_leaves_yes_or_no_questions_alone():
+    smoothed, plain = (float(label_groups_sum(GROUPS, LABELS, epsilon)) for epsilon in (0.2, 0.0))
+    of_classes = [float(label_groups_sum([GROUPS[j] for j in (0, 2)], [LABELS[j] for j in (0, 2)], e)) for e in (0.2, 0.0)]
+    assert label_groups_sum(GROUPS[1:2], LABELS[1:2], 0.2) == label_groups_sum(GROUPS[1:2], LABELS[1:2])
+    assert smoothed - plain == pytest.approx(of_classes[0] - of_classes[1], abs=1e-12) and abs(smoothed - plain) > 0.1
+
+
 def test_label_groups_by_pencil():
     """Even odds of 3, and two even yes-or-no questions: ln 3 + 2 ln 2."""
     loss = label_groups_sum([torch.zeros(1, 3), torch.zeros(1, 2)], [torch.tensor([1]), torch.tensor([[1, 0]])])
