@@ -13,16 +13,17 @@ from minialpaca.model import Transformer
 
 
 def pool(hidden_BTD: Tensor, real_BT: Tensor, how: str) -> Tensor:
-    """The vector h_b (D) of each text, R_b being the places of its real tokens   [pool.1]
+    """h_b = hidden_{b, max R_b} or another vector (D) of text b, R_b the places of its real tokens   [pool.1]
 
         last    h_b = hidden_{b, max R_b}
         first   h_b = hidden_{b, min R_b}
         mean    h_b = 1/|R_b| Σ_{t ∈ R_b} hidden_bt
         max     h_bd = max_{t ∈ R_b} hidden_btd
 
-    Wherever the padding is; each row needs one real token. The last *token id* that is no padding would be another
-    place where the padding's id is also the id of a token.
+    Wherever the padding is; of a row of nothing else the vector is finite, and unused. The last *token id* that is no
+    padding would be another place where the padding's id is also the id of a token.
     """
+    real_BT = real_BT | ~real_BT.any(-1, keepdim=True)  # 0/0 of such a row would reach every weight
     if how == "mean":
         return hidden_BTD.masked_fill(~real_BT[..., None], 0.0).sum(1) / real_BT.sum(1, keepdim=True)
     if how == "max":

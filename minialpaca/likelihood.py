@@ -60,9 +60,9 @@ def token_log_likelihoods(model: Transformer, pairs: Sequence[Pair], batch_size:
 
 
 def of_one_batch(model: Transformer, pairs: Sequence[Pair]) -> list[list[float]]:
-    """log P(y_t | x, y_<t) for each t of each continuation y, given its context x   [likelihood.1]
+    """log P(y | x) = Σ_t log P(y_t | x, y_<t), given the context x   [likelihood.1]
 
-    Their sum over t is log P(y | x).
+    Not yet summed: of each continuation y the terms.
     """
     rows = [([*x, *y], [*[IGNORE] * len(x), *y]) for x, y in pairs]
     batch = collate(rows, pad=0).to(model.embed.weight.device)
@@ -81,7 +81,7 @@ def refuse_misfit(context: int, continuation: int, limit: int) -> None:
 
 
 def choose(model: Transformer, context: Sequence[int], answers: Sequence[Sequence[int]], per_token: bool = False) -> int:
-    """argmax_k log P(y_k | x), or with `per_token` argmax_k 1/|y_k| log P(y_k | x)   [likelihood.2]
+    """k̂ = argmax_k log P(y_k | x), or with `per_token` argmax_k 1/|y_k| log P(y_k | x)   [likelihood.2]
 
     The plain sum favours short answers, the mean forgives long ones; where answers differ much in length, say which one
     was used. The first of equals wins. Brown et al. 2020, §2.4, for the mean.

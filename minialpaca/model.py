@@ -41,7 +41,7 @@ def rms_norm(x: Tensor, gain_D: Tensor, norm_eps: float) -> Tensor:
 
 
 def rotary_angles(positions: Tensor, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of m θ_i,  θ_i = θ^(−2i/K),  i = 0 … K/2 − 1   [rope.15]
+    """cos mθ_i and sin mθ_i,  θ_i = θ^(−2i/K),  i = 0 … K/2 − 1   [rope.15]
 
     positions m (B, T) or (T,) → two tensors with a last axis of P = K/2. Always in fp32 (float64 for
     float64 positions): in bf16 positions above 256 fall together. Su et al. 2021, eq. 15.
@@ -135,7 +135,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
 
     def _for_each_query_head(self, x_BGSK: Tensor) -> Tensor:
-        """Query heads g·H/G … (g+1)·H/G − 1 share key/value head g   [gqa.1]   Ainslie et al. 2023, §2.2."""
+        """g = ⌊hG/H⌋ is the key/value head of query head h   [gqa.1]   Ainslie et al. 2023, §2.2."""
         group = self.n_heads // self.n_kv_heads
         return x_BGSK if group == 1 else x_BGSK.repeat_interleave(group, dim=1)
 
@@ -366,12 +366,12 @@ def _causal_among_real(real_BS: Tensor, offset: int, length: int) -> Tensor:
 
 
 def init_std(cfg: ModelConfig, name: str) -> float | None:
-    """N(0, std²) with std = σ, 1/√D or 1/√(2LD) by parameter name; None for gains, which start at 1   [init.1]
+    """W ~ N(0, std²),  std = σ, 1/√D or 1/√(nD) by parameter name; None for gains, which start at 1   [init.1]
 
-    Embeddings 0.02, as in GPT-2. Matrices 1/√D, so that a product with a normed x has variance 1 at any width
-    (`down_proj` too, though its input is F wide and not normed); GPT-2's 0.02 for them too leaves attention scores near 0 and delays copying and recall (docs/LOG.md).
-    The n projections that write into a residual stream share its growth: 1/√n, n = 2L, or 3L in a decoder
-    with cross-attention. Radford et al. 2019, §2.3.
+    Embeddings σ = 0.02, as in GPT-2. Matrices 1/√D, so that a product with a normed x has variance 1 at any width
+    (`down_proj` too, though its input is F wide and not normed); GPT-2's 0.02 for them too leaves attention scores
+    near 0 and delays copying and recall (docs/LOG.md). The n projections that write into a residual stream share
+    its growth: n = 2L, or 3L in a decoder with cross-attention. Radford et al. 2019, §2.3.
     """
     role, matrix = name.split(".")[-2], 1 / math.sqrt(cfg.d_model)
     per_layer = 3 if cfg.architecture == "encoder_decoder" and not name.startswith("encoder.") else 2

@@ -25,10 +25,10 @@ def next_token_pairs(tokens_BT: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tens
 
 def cross_entropy_sum(logits_NV: Tensor, targets_N: Tensor, smoothing: float = 0.0) -> Tensor:
     """Σ_n −log softmax(z_n)_{y_n} = Σ_n (log Σ_v exp z_nv − z_{n y_n}), over n with y_n ≠ IGNORE   [pretrain.1]
+    Σ_n Σ_v −q_nv log softmax(z_n)_v,  q_nv = (1 − ε) 1[v = y_n] + ε/V, with `smoothing` ε   [smoothing.1]
 
-    The negative log-likelihood of the targets, in nats; 0 with zero gradient where none is supervised.
-    With `smoothing` ε the target is spread:  Σ_n Σ_v −q_nv log softmax(z_n)_v,
-    q_nv = (1 − ε) 1[v = y_n] + ε/V   [smoothing.1]   Szegedy et al. 2016, §7.
+    The negative log-likelihood of the targets, in nats, and of spread ones; 0 with zero gradient where none is
+    supervised. Szegedy et al. 2016, §7.
     """
     return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
 

@@ -45,13 +45,13 @@ def build_adamw(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(cfg: OptimConfig, step: int, total_steps: int) -> float:
-    """η(s) of update s = 0 … S − 1, with W warm-up steps   [schedule.1]
+    """η = η_max (s + 1) / W for s < W, then by p = (s − W) / (S − 1 − W) from η_max to η_min   [schedule.1]
 
-    s < W:    η = η_max (s + 1) / W
-    else, with p = (s − W) / (S − 1 − W) and η_min = min_lr_ratio · η_max:
         cosine    η = η_min + (η_max − η_min) (1 + cos πp) / 2
         linear    η = η_max + (η_min − η_max) p
         constant  η = η_max
+
+    Update s = 0 … S − 1, W warm-up steps, η_min = min_lr_ratio · η_max. Loshchilov & Hutter 2017, eq. 5, without restarts.
     """
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps

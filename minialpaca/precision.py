@@ -133,12 +133,10 @@ def as_before() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractC
 
 
 class LossScaler:
-    """The loss is multiplied by s, its gradient divided by s; s adapts   [scale.1]
+    """s ← s · backoff where a gradient is not finite,   s ← s · growth after `interval` good steps in a row   [scale.1]
 
-        a gradient that is not finite:   s ← s · backoff, the step is skipped
-        `interval` good steps in a row:  s ← s · growth
-
-    Micikevicius et al. 2018, §3.2; the constants are those of PyTorch's GradScaler.
+    The loss is multiplied by s, its gradient divided by s; a step whose gradient is not finite is skipped. Micikevicius et al. 2018,
+    §3.2; the constants are those of PyTorch's GradScaler.
     """
 
     LIMIT = 25  # skipped steps in a row after which no scale will help

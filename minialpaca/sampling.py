@@ -47,7 +47,7 @@ def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> T
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Keep {v : z_v ≥ the k-th largest z}   [topk.1]   Fan et al. 2018, §5. Ties with the k-th all stay."""
+    """V' = {v : z_v ≥ the k-th largest z} stays   [topk.1]   Fan et al. 2018, §5. Ties with the k-th all stay."""
     if k == 0 or k >= logits_BV.shape[-1]:
         return logits_BV
     kth_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
@@ -55,7 +55,7 @@ def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Keep the smallest set V' of likeliest tokens with Σ_{v∈V'} P(v) ≥ p   [nucleus.2]   Holtzman et al. 2020, eq. 2."""
+    """V' = the smallest set of likeliest tokens with Σ_{v∈V'} P(v) ≥ p stays   [nucleus.2]   Holtzman et al. 2020, eq. 2."""
     if p == 1:
         return logits_BV
     sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
@@ -66,7 +66,7 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits_BV: Tensor, min_p: float) -> Tensor:
-    """Keep {v : P(v) ≥ p_min max_u P(u)}   [minp.1]   Nguyen et al. 2024, §3; in logits: z_v ≥ max z + log p_min."""
+    """V' = {v : P(v) ≥ p_min max_u P(u)} stays   [minp.1]   Nguyen et al. 2024, §3; in logits: z_v ≥ max z + log p_min."""
     if min_p == 0:
         return logits_BV
     return logits_BV.masked_fill(logits_BV < logits_BV.amax(-1, keepdim=True) + math.log(min_p), -math.inf)

@@ -57,9 +57,10 @@ def fetched(noted: Noted) -> dict[str, float]:
 
 
 class Trainer:
-    """Minimises a task's loss over the trainable parameters of a model:  θ̂ = argmin_θ L(M_θ, D)   [adapt.0]
+    """θ̂ = argmin_θ L(M_θ, D), L a task's loss, θ the trainable parameters of a model   [adapt.0]
+    L_adapt = L + λ‖θ‖₂² in its place, with `l2` = λ > 0   [adapt.1]
 
-    With `l2` = λ > 0 it minimises L_adapt = L + λ‖θ‖₂²   [adapt.1]; the log has the two terms apart.
+    The log has the two terms apart.
     """
 
     def __init__(self, model: nn.Module, task: Task, optim: OptimConfig, train: TrainConfig, seed: int,

@@ -98,6 +98,16 @@ def test_every_config_file_loads_and_begins_with_its_command(path):
         load(wrong, path, ["base.run=x"] if wrong is PretrainConfig else ["tokenizer.kind=bpe"])
 
 
+def test_tuning_decays_nothing_but_under_the_public_labelled_sets():
+    def decay(path):
+        form = PretrainConfig if path.read_text(encoding="utf-8").startswith("# python train.py") else FinetuneConfig
+        return form, load(form, path).optim.weight_decay
+
+    found = {path.stem: decay(path) for path in FILES}
+    assert {name for name, (form, decay) in found.items() if form is FinetuneConfig and decay} == {"sst2", "phrasebank", "tnews"}
+    assert {decay for form, decay in found.values() if form is PretrainConfig or decay} == {0.1}
+
+
 def test_the_default_config_files_are_there():
     assert {"pretrain.toml", "alpaca.toml"} <= {path.name for path in FILES}
 

@@ -46,16 +46,43 @@ def walk(node: ast.AST, place: str = ""):
             yield from walk(inner, f"{place}{inner.name}.")
 
 
-def citations() -> dict[str, set[str]]:
-    """id → the places whose docstrings cite it, as `module:name`; the docstring of a module is `module:`."""
-    found = defaultdict(set)
+@functools.cache
+def docstrings() -> list[tuple[str, str]]:
+    """Each (`module:name`, docstring); the docstring of a module is that of `module:`."""
+    found = []
     for path in sorted((ROOT / "minialpaca").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        for place, text in [("", ast.get_docstring(tree) or ""), *walk(tree)]:
-            for equation in CITED.findall(text):
-                found[equation].add(f"{module}:{place}")
+        found += [(f"{module}:{place}", text) for place, text in [("", ast.get_docstring(tree) or ""), *walk(tree)]]
     return found
+
+
+def citations() -> dict[str, set[str]]:
+    """id → the places whose docstrings cite it."""
+    found = defaultdict(set)
+    for place, text in docstrings():
+        for equation in CITED.findall(text):
+            found[equation].add(place)
+    return found
+
+
+RELATION = re.compile(r"[=←≈~ΣΠ≥∈]")
+SPELLED = {"log", "cos", "sin", "min", "max"}  # functions that are written like words
+
+
+@pytest.mark.parametrize(("place", "text"), [pytest.param(*found, id=found[0]) for found in docstrings() if CITED.search(found[1])])
+def test_a_docstring_opens_with_the_formula_that_it_cites(place, text):
+    """All its ids stand before the first empty line. Of each line that has one, the first word belongs to a formula, being
+    no word of two letters or more but one that a relation follows, and a relation or a sum stands before the id."""
+    opening, _, prose = text.partition("\n\n")
+    assert not CITED.search(prose), f"{place} cites {CITED.findall(prose)} below its opening"
+    first, *_ = opening.splitlines()
+    assert CITED.search(first), f"{place} opens with {first!r}"
+    for line in filter(CITED.search, opening.splitlines()):
+        formula, (word, then, *_) = line[:CITED.search(line).start()], line.split()
+        assert RELATION.search(formula), f"{place}: {line}"
+        is_symbol = not re.fullmatch(r"[A-Za-z]{2,}", word.strip("(),.:;")) or word in SPELLED or RELATION.match(then)
+        assert is_symbol, f"{place}: {line}"
 
 
 def place_of(name: str, path: str) -> str:

@@ -46,6 +46,11 @@ def test_what_stands_on_padding_does_not_matter_even_where_it_is_no_number(how):
     assert bool(hidden.grad[1, 0].any()) == (how != "last")
 
 
+@pytest.mark.parametrize("how", ["last", "first", "mean", "max"])
+def test_the_gradient_of_a_pool_is_its_slope(how):
+    assert torch.autograd.gradcheck(lambda h: pool(h, REAL, how), (tiny.normal(5, 5, 3).requires_grad_(),))
+
+
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="median"):
         pool(tiny.normal(5, 5, 7), REAL, "median")

@@ -165,6 +165,7 @@ def test_kl_is_the_papers_sum():
                        for p, q in zip(spelled.softmax(row), spelled.softmax(other)))
     assert kl_sum(told_NC, said_NC).item() == pytest.approx(wanted, rel=1e-12)
     assert kl_sum(told_NC, told_NC + 7).item() == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.gradcheck(kl_sum, (told_NC.requires_grad_(), said_NC.requires_grad_()))
 
 
 def test_symmetric_kl_is_the_papers_sum():
@@ -233,6 +234,13 @@ def test_label_groups_are_the_papers_sum(groups, epsilon):
     assert float(label_groups_sum(logits, labels, epsilon)) == pytest.approx(wanted, abs=1e-12)
     assert torch.autograd.gradcheck(lambda *z: label_groups_sum(list(z), labels, epsilon),
                                     tuple(z.clone().requires_grad_() for z in logits))
+
+
+def test_smoothing_leaves_yes_or_no_questions_alone():
+    smoothed, plain = (float(label_groups_sum(GROUPS, LABELS, epsilon)) for epsilon in (0.2, 0.0))
+    of_classes = [float(label_groups_sum([GROUPS[j] for j in (0, 2)], [LABELS[j] for j in (0, 2)], e)) for e in (0.2, 0.0)]
+    assert label_groups_sum(GROUPS[1:2], LABELS[1:2], 0.2) == label_groups_sum(GROUPS[1:2], LABELS[1:2])
+    assert smoothed - plain == pytest.approx(of_classes[0] - of_classes[1], abs=1e-12) and abs(smoothed - plain) > 0.1
 
 
 def test_label_groups_by_pencil():

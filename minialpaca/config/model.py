@@ -36,7 +36,8 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """ε under the root of RMSNorm."""
     init_std: float = 0.02
-    """σ of the initial `embed` and `lm_head`; the matrices between have 1/√d_model, and 1/√(2 n_layers d_model) into the residual stream."""
+    """σ of the initial `embed` and `lm_head`; the matrices between have 1/√d_model, and 1/√(n d_model) where they write into a
+    residual stream, n = 2 n_layers or, in a decoder with cross-attention, 3 n_layers."""
     attention: str = "fused"
     """`fused` (PyTorch's scaled_dot_product_attention) or `spelled` (softmax(QKᵀ/√d)V step by step)."""
 

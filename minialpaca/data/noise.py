@@ -41,12 +41,12 @@ class Vocabulary:
 
 
 def mask_tokens(ids: np.ndarray, how: ObjectiveConfig, vocabulary: Vocabulary, *key: int) -> tuple[np.ndarray, np.ndarray]:
-    """(noised ids, labels) of masked language modelling   [pretrain.2]
+    """x̃_t = mask (80 %), a random token (10 %) or x_t (10 %) for t ∈ C;   y_t = x_t for t ∈ C, else IGNORE   [pretrain.2]
 
-    Each token that is no control id is chosen with probability `noise_rate` (15 %) and becomes its own label. It
-    shows the mask (80 % of the chosen), a random token (10 %) or itself (10 %), so that what stands
-    there is never proof that it is right. All other labels are IGNORE. Devlin et al. 2019, §3.1 and appendix A.1.
+    Returns the noised ids x̃, which are x elsewhere, and the labels y. A token that is no control id is in C with
+    probability `noise_rate` (15 %). So a word that stands there is no proof of being right, and none of being wrong.
     Where chance chose none, the nearest to it is: the max(1, …) of their create_pretraining_data.py.
+    Devlin et al. 2019, §3.1 and appendix A.1.
     """
     chance, fate, other = uniform(3 * len(ids), *key).reshape(3, -1)
     allowed = vocabulary.may_hide(ids)
@@ -61,7 +61,7 @@ def mask_tokens(ids: np.ndarray, how: ObjectiveConfig, vocabulary: Vocabulary, *
 
 
 def span_counts(n: int, rate: float, mean_span: float) -> tuple[int, int]:
-    """Of n ≥ 2 tokens, h = round(n · rate) are hidden, in round(h / mean_span) stretches   [t5.spans]
+    """h = round(n · rate) of n ≥ 2 tokens are hidden, in round(h / mean_span) stretches   [t5.spans]
 
     Each at least one; a token is left to be shown before each stretch, and a sentinel to end the target.
     """
@@ -91,7 +91,7 @@ def composition(total: int, parts: int, *key: int) -> np.ndarray:
 
 
 def corrupt_spans(ids: np.ndarray, hidden: np.ndarray, vocabulary: Vocabulary, bos: int, eos: int) -> tuple[np.ndarray, np.ndarray]:
-    """(source, target) of span corruption: each hidden stretch is one sentinel in the source   [pretrain.3]
+    """s = u_0 ⟨0⟩ u_1 ⟨1⟩ …,   y = <s> ⟨0⟩ h_0 ⟨1⟩ h_1 … ⟨K⟩ </s>,   for x = u_0 h_0 u_1 h_1 …, h hidden   [pretrain.3]
 
         source   Thank you ⟨0⟩ me to your party ⟨1⟩ week.
         target   <s> ⟨0⟩ for inviting ⟨1⟩ last ⟨2⟩ </s>

@@ -86,7 +86,7 @@ class Schedule:
 
 
 def allocate(scores: Sequence[Tensor], budget: int) -> list[Tensor]:
-    """For each matrix which triplets (R,) are among the `budget` most important of all   [adalora.alloc]
+    """kept_ki = 1[S_ki is among the b largest of all],   b = `budget`; for each matrix k (R,)   [adalora.alloc]
 
     Exactly so many. Of equal scores the lower triplet stays, and of equal ones of these the earlier matrix: while all
     scores are 0, which they are before λ first moves, all matrices keep alike.

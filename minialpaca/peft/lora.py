@@ -36,7 +36,7 @@ def lora_scale(alpha: float, rank: int, rank_stabilised: bool) -> float:
 
 
 def row_norms(W_OI: Tensor) -> Tensor:
-    """‖W‖_c: the L2 norm of what leads to each output (O,)   [dora.norm]
+    """‖W‖_c = √(Σ_i W_oi²) of what leads to each output o, as (O,)   [dora.norm]
 
     Liu et al. 2024 call it column-wise, their matrices standing on the other side; as their program has it.
     """

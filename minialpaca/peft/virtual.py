@@ -53,7 +53,7 @@ def before(prefix_GNK: Tensor, own_BGSK: Tensor) -> Tensor:
 
 
 class VirtualTokens(nn.Module):
-    """[P; X]: N trained vectors before the embeddings of each text   [prompt.1]
+    """X ← [P; X],  N trained vectors P before the embeddings of each text   [prompt.1]
 
     P (N, D) begins as embeddings of the base's own, drawn without repetition. Lester et al. 2021, §2 and §3.2.
     """

@@ -83,9 +83,9 @@ class CausalLM(CorpusTask):
         return next_token_loss(model, batch, self.loss)
 
     def bits_per_byte(self, nats_per_token: float) -> float:
-        """Loss per byte of text rather than per token: comparable across vocabularies   [bpb.1]
+        """bpb = (L / ln 2) · tokens / bytes   [bpb.1]
 
-        bpb = (L / ln 2) · tokens / bytes, over the tokens that were evaluated; bytes are the raw bytes of each id.
+        Over the tokens that were evaluated; bytes are the raw bytes of each id. So losses compare across vocabularies.
         """
         return nats_per_token / math.log(2) * len(self.evaluated()) / self.evaluated_bytes()
 

@@ -61,6 +61,26 @@ def test_rotated_scores_depend_on_the_distance_alone():
     assert abs(score(5, 0) - score(0, 5)) > 0.1 and abs(score(5, 0) - score(4, 0)) > 0.1
 
 
+def test_halves_are_adjacent_pairs_with_the_rows_of_q_and_k_permuted():
+    """The layout of Hugging Face's Llama, pairs (i, i + K/2): row i of a head is our row 2i, row K/2 + i our 2i + 1."""
+    H, K, D = 3, 8, 7
+    rows = torch.cat([h * K + torch.cat((torch.arange(0, K, 2), torch.arange(1, K, 2))) for h in range(H)])
+    W_q, W_k, x_TD = tiny.normal(H * K, D, seed=6), tiny.normal(H * K, D, seed=7), tiny.normal(5, D)
+    cos, sin = rotary_angles(torch.arange(5, dtype=torch.float64), K, 50.0)
+
+    def by_halves(x_HTK):
+        first, second = x_HTK.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+    def scores(W_q, W_k, turned):
+        q, k = (turned((x_TD @ W.T).unflatten(-1, (H, K)).transpose(0, 1)) for W in (W_q, W_k))
+        return q @ k.mT
+
+    ours = scores(W_q, W_k, lambda x: rotate(x, cos, sin))
+    close(scores(W_q[rows], W_k[rows], by_halves), ours)
+    assert (scores(W_q, W_k, by_halves) - ours).abs().max() > 1  # the same rows in the other layout are another model
+
+
 def test_attention_is_the_papers_sum_under_any_mask():
     q, k, v = tiny.normal(2, 3, 5, 4), tiny.normal(2, 3, 7, 4, seed=3), tiny.normal(2, 3, 7, 4, seed=4)
     may_look = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(0)) < 0.5

@@ -6,6 +6,14 @@ import torch
 import torch.nn.functional as F
 from asked import architecture, close, mask, say
 
+from minialpaca.adversarial.embedded import perturbed
+from minialpaca.config import LossConfig
+from minialpaca.data.batch import collate, collate_masked
+from minialpaca.heads import Classifier
+from minialpaca.objectives import IGNORE, label_groups_sum
+from minialpaca.tasks import next_token_loss
+from minialpaca.tasks.pretrain import masked_loss
+
 
 @pytest.mark.parametrize("attention", ["fused", "spelled"])
 @pytest.mark.parametrize("padding", ["left", "right", "holes"])
@@ -88,3 +96,47 @@ def test_a_row_of_nothing_but_padding_is_finite_in_every_architecture(kind, atte
     logits[real_BT].logsumexp(-1).sum().backward()
     assert logits.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def decoder_loss(rows, filler):
+    model = tiny.model(tie_embeddings=False).double()
+    return model, model.embed, lambda: next_token_loss(model, collate([(ids, ids) for ids in rows], filler))
+
+
+def encoder_loss(rows, filler):
+    model = architecture("encoder", tie_embeddings=False).double()
+    return model, model.embed, lambda: masked_loss(model, collate_masked([(ids, ids) for ids in rows], filler), LossConfig())
+
+
+def classifier_loss(kind, pooling):
+    def made(rows, filler):
+        model = Classifier(architecture(kind, tie_embeddings=False), (3, 5), pooling).double().eval()
+        batch, labels = collate([(ids, ids) for ids in rows], filler), torch.tensor([i % 3 if ids else IGNORE for i, ids in enumerate(rows)])
+        return model, model.backbone.embed, lambda: label_groups_sum(model(batch.tokens_BT, batch.real_BT), [labels, labels])
+
+    return made
+
+
+LOSSES = {"decoder": decoder_loss, "encoder": encoder_loss} | {
+    f"classifier, {kind}, {pooling}": classifier_loss(kind, pooling)
+    for kind in ("decoder", "encoder") for pooling in ("last", "first", "mean", "max")}
+
+
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
+def test_a_row_of_nothing_but_padding_adds_nothing_to_loss_and_gradient(make):
+    rows, results = [tiny.tokens(n, seed=n).tolist() for n in (5, 9, 2)], []
+    for filler, padded in ((3, [*rows, []]), (17, [*rows, []]), (3, rows)):
+        model, embedding, loss = make(padded, filler)
+        with perturbed(embedding) as seen:
+            value = loss()
+        value.backward()
+        assert value.isfinite() and value > 1
+        e_BTD = seen.gradient()
+        assert e_BTD[:3].any(-1).any(-1).all() and e_BTD.isfinite().all() and not e_BTD[3:].any()  # 0, exactly
+        results.append((value.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
+    (one, of_one), (other, of_other), (without, of_without) = results
+    assert one == other and all(map(torch.equal, of_one, of_other))
+    close(one, without)
+    assert len(of_one) == len(of_without) > 10 and all(p.isfinite().all() for p in of_one)
+    for a, b in zip(of_one, of_without):
+        close(a, b)

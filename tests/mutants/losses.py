@@ -191,7 +191,9 @@ of("heads:pool", "test_heads.py::test_pool_is_the_papers_words",
    ("masked_fill(~real_BT, real_BT.shape[1]).amin", "masked_fill(~real_BT, 0).amin"),
    ("-torch.inf).amax(1)", "-torch.inf).amax(2)"),
    ("-torch.inf).amax(1)", "0.0).amax(1)"),
-   (".masked_fill(~real_BT[..., None], -torch.inf)", ""))
+   (".masked_fill(~real_BT[..., None], -torch.inf)", ""),
+   ("real_BT | ~real_BT.any(-1, keepdim=True)", "real_BT",
+    "model/test_padding.py::test_a_row_of_nothing_but_padding_adds_nothing_to_loss_and_gradient"))
 
 of("heads:Classifier.forward", "test_heads.py::test_a_head_is_the_pooled_state_times_its_matrix",
    ("hidden(tokens_BT, real_BT)", "hidden(tokens_BT)"),

@@ -34,6 +34,20 @@ of("trainer:Trainer._try_step", "test_precision.py::test_with_a_scale_the_clippe
 of("trainer:Trainer._backward_penalties", "test_precision.py::test_with_a_scale_the_clipped_step_is_the_same",
    ("(term * self.scale)", "term"))
 
+of("trainer:Trainer._backward_penalties", "trainer/test_l2.py::test_the_norms_gradient_is_two_lambda_theta_once_a_step",
+   ("self.l2 * squared_norm", "-self.l2 * squared_norm"),
+   ("self.l2 * squared_norm", "self.l2 / 2 * squared_norm"),  # λ/2 ‖θ‖², as some write it
+   ("self.l2 * squared_norm", "1.0 * squared_norm"),
+   ("squared_norm(p for p in self.model.parameters() if p.requires_grad)",
+    "squared_norm(p for p in self.model.parameters() if p.requires_grad).sqrt()"),
+   ("self.model.parameters() if p", "self.model.state_dict(keep_vars=True).values() if p"),  # a tied matrix twice
+   ("if p.requires_grad)", "if p.ndim > 1)"),  # as weight decay, without the gains
+   (" if p.requires_grad)", ")", "test_frozen_parameters_are_not_in_the_norm"),
+   ("if self.l2:", "if True:", "test_without_the_norm_nothing_of_it_is_computed"))
+
+of("trainer:Trainer._try_step", "trainer/test_l2.py::test_the_norms_gradient_is_two_lambda_theta_once_a_step",
+   ("penalties = self._backward_penalties() ", "penalties = {}"))
+
 of("precision:Casting.__torch_function__", "test_precision.py::test_products_are_short_and_nothing_else_is",
    ("if function in SHORT", "if True"),
    ("if function in SHORT", "if False"),

@@ -16,6 +16,7 @@ from minialpaca.peft.freeze import Biased
 from minialpaca.peft.houlsby import Bottleneck
 from minialpaca.peft.ia3 import Stretched
 from minialpaca.peft.lora import DoRALinear, LoRALinear, lora_scale
+from minialpaca.peft.virtual import PrefixAttention, VirtualTokens
 
 CFG = AdapterConfig("lora", rank=3, alpha=7.0)
 X = tiny.normal(4, 11)
@@ -39,6 +40,16 @@ def trained(module, seed=5):
 
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+def slopes(module, *names, given=(X,)):
+    """gradcheck of a module in its first input and in these of its parameters."""
+    values = [dict(module.named_parameters())[name].detach().clone().requires_grad_() for name in names]
+
+    def says(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values)), (x, *given[1:]))
+
+    return torch.autograd.gradcheck(says, (given[0].clone().requires_grad_(), *values))
 
 
 def test_lora_is_the_papers_product():
@@ -132,6 +143,40 @@ def test_ia3_stretches_keys_values_and_the_inner_activation():
     layer = model.layers[1]
     assert not layer.attn.k_proj.of_input and not layer.attn.v_proj.of_input and layer.mlp.down_proj.of_input
     assert isinstance(layer.attn.q_proj, nn.Linear) and isinstance(layer.mlp.up_proj, nn.Linear)
+
+
+@pytest.mark.parametrize(("method", "names"), [
+    (lambda: LoRALinear(base(), CFG, generator()), ["A", "B", "base.weight"]),
+    (lambda: Bottleneck(nn.Sequential(base()), AdapterConfig("houlsby", bottleneck=5), generator()),
+     ["down_weight", "down_bias", "up_weight", "up_bias"]),
+    (lambda: Stretched(base(), of_input=False), ["l", "base.weight"]),
+    (lambda: Stretched(base(), of_input=True), ["l", "base.weight"]),
+    (lambda: AdaLoRALinear(base(), AdapterConfig("adalora", rank=3, alpha=7.0, target_rank=2), generator()), ["P", "lambdas", "Q"]),
+], ids=["lora", "houlsby", "ia3 outputs", "ia3 inputs", "adalora"])
+def test_the_gradients_of_what_is_trained_are_the_slopes(method, names):
+    assert slopes(trained(method()), *names)
+
+
+def test_doras_gradients_are_the_slopes_while_the_norm_stands_still():
+    """In x and m always; in A and B with the norm held, which the gradient takes for a constant, and not without."""
+    layer = trained(DoRALinear(base(), CFG, generator()))
+    assert slopes(layer, "m")
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        slopes(layer, "A", "B")
+    held = layer.direction().detach()
+    layer.direction = lambda: held
+    assert slopes(layer, "A", "B")
+
+
+def test_the_gradients_of_virtual_tokens_are_the_slopes():
+    tiny_one = tiny.model(d_model=12, n_heads=2, n_kv_heads=1, d_ff=5, vocab_size=9, attention="spelled").double()
+    x, angles = tiny.normal(2, 3, 12), tuple(a[None] for a in rotary_angles(torch.arange(3).double(), 6, 10.0))
+    prefix = trained(PrefixAttention(tiny_one.layers[0].attn, AdapterConfig("prefix", length=2), generator()))
+    assert slopes(prefix, "k", "v", given=(x, angles, None, None, None))
+    virtual = VirtualTokens(tiny_one, AdapterConfig("prompt", length=2), generator())
+    real = torch.ones(2, 3, dtype=torch.bool)
+    assert torch.autograd.gradcheck(lambda x, P: torch.func.functional_call(virtual, {"vectors": P}, (x, real))[0],
+                                    (x.requires_grad_(), virtual.vectors))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -161,6 +161,22 @@ def test_a_batch_holds_the_windows_of_its_numbers(make, kind):
             assert back == window and source[~real].eq(task.tokenizer.pad).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_a_document_sees_the_one_before_it_in_its_window(make, kind):
+    """No mask stands between documents: another word in the first changes what is said in the second."""
+    task = make(kind, "data.documents=line")
+    model, bos = model_for(task), task.tokenizer.bos
+    ids, second = next((ids, places[-1]) for ids in (task.windows[i][:-1] for i in range(task.windows.n))
+                       if len(places := np.flatnonzero(ids == bos)) > 1 and 1 < places[-1] < len(ids) - 3)
+    tokens_BT = torch.as_tensor(ids)[None].repeat(2, 1)
+    tokens_BT[1, second - 2] = (tokens_BT[1, second - 2] + 1) % task.tokenizer.vocab_size
+    one, other = model(tokens_BT)[:, second:]
+    assert ids[second - 1] == task.tokenizer.eos and ((one - other).abs().amax(-1) > 1e-3).all()
+    alone = model(tokens_BT[:1, second:])[0]
+    assert ((one - alone).abs().amax(-1) > 1e-3).all()  # nor does a row of its own say the same
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_validation_is_the_same_each_time_and_not_what_training_hides(make, kind):
     task = make(kind, "train.eval_batches=0")
