@@ -25,6 +25,13 @@ def loss_and_gradient(z_RV: Tensor, y_R1: Tensor, smoothing: float) -> tuple[Ten
     return loss, z_RV.sub_(smoothing / z_RV.shape[1]) if smoothing else z_RV
 
 
+def summed_over_rows(d_logits_RV: Tensor, hidden_RD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Σ_r d_r h_rᵀ (V, D). In fp16 of h/2^k, or some thousand rows add up to more than 65,504, and no loss scale reaches into here."""
+    part = 2.0 ** (len(hidden_RD).bit_length() // 2) if hidden_RD.dtype == torch.float16 else 1.0
+    product_VD = d_logits_RV.T @ (hidden_RD / part if part > 1 else hidden_RD)
+    return part * product_VD.to(dtype) if part > 1 else product_VD
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Σ_n −log softmax(W h_n)_{y_n}, smoothed or not, with  ∂/∂h_n = Wᵀ (P_n − q_n)  and  ∂/∂W = Σ_n (P_n − q_n) h_nᵀ
 
@@ -49,7 +56,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if for_hidden:
                 d_hidden_ND[here] = d_logits @ w_VD
             if for_weight:
-                d_weight_VD += d_logits.T @ h_ND[here]
+                d_weight_VD += summed_over_rows(d_logits, h_ND[here], dtype)
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         return total
 

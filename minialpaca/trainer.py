@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minialpaca import determinism, memory, parallel, precision, products
-from minialpaca.adversarial import Attack, Clean, Noted, Passes, View
+from minialpaca.adversarial import Attack, Clean, Noted, Passes, View, fault_of
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
 from minialpaca.data.order import whole
@@ -87,6 +87,7 @@ class Trainer:
         self.keeper = Keeper(folder, train, task, adapter or model, self.optimizer, self.scaler, recipe, self.device)
         self.keeper.refuse_little_room()
         self.stop = Stop()
+        self.attack_noted = False
         self.state = {"step": 0, "best": None, "evaluations_without_gain": 0, "stopped_early": False}
 
     # ── the whole run ────────────────────────────────────────────────────────────────────────────
@@ -153,7 +154,7 @@ class Trainer:
 
     def _try_step(self) -> dict[str, float] | None:
         """One optimiser step over `accumulation` micro-batches; None where its gradient overflowed."""
-        started, step = time.perf_counter(), self.state["step"]
+        started, step, scale = time.perf_counter(), self.state["step"], self.scale
         batches = self._micro_batches(step)                                      # 1. this process's part of the step's data
         n_supervised, n_texts, n_tokens = counted(batches)                       # 2. counts of the whole step
         if n_supervised == 0:
@@ -176,7 +177,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)                               # 13. forget the gradient
         self.state["step"] = step + 1
         tokens_per_s = round(n_tokens / (time.perf_counter() - started), 1)
-        return {"step": step + 1, **numbers, "lr": lr, "tokens_per_s": tokens_per_s, **self._scale_noted(), **noted}
+        return {"step": step + 1, **numbers, "lr": lr, "tokens_per_s": tokens_per_s, **self._scale_noted(scale), **noted}
 
     # ── parts of a step ──────────────────────────────────────────────────────────────────────────
 
@@ -249,17 +250,18 @@ class Trainer:
         """Whether the step may be taken. Without loss scaling nothing but a finite gradient goes on."""
         finite = math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])
         if self.scaler:
+            tried = self.scaler.scale
             self.scaler.update(finite)
             if self.scaler.skipped_in_a_row >= self.scaler.LIMIT:
                 raise UserError(f"step {step + 1}: {self.scaler.LIMIT} times in a row the gradient was not finite, the last at loss scale "
-                                f"{self.scaler.scale:.3g}; nothing was updated, the last good checkpoint is "
-                                f"{self.keeper.last_good()}; lower optim.lr, or set train.precision to bf16 or fp32")
+                                f"{tried:.3g}; nothing was updated, the last good checkpoint is {self.keeper.last_good()}; lower optim.lr, or "
+                                "set train.precision to bf16 or fp32, in another run.dir")
         elif not finite:
             raise self._diverged(step + 1, f"loss {numbers['loss']}, gradient norm {numbers['grad_norm']}", "updated")
         return finite
 
-    def _scale_noted(self) -> dict[str, float]:
-        return {"loss_scale": self.scaler.scale, "skipped_steps": self.scaler.skipped} if self.scaler else {}
+    def _scale_noted(self, scale: float) -> dict[str, float]:
+        return {"loss_scale": scale, "skipped_steps": self.scaler.skipped} if self.scaler else {}
 
     def _set_lr(self, step: int) -> float:
         lr = learning_rate(self.optim, step, self.total_steps)
@@ -334,5 +336,8 @@ class Trainer:
             others = "".join(f", {name[4:].replace('_', ' ')} {record[name]:.4f}" for name in self.task.measures[1:])
             self.bar.write(f"step {record['step']:>6,} of {self.total_steps:,}: {train_loss}"
                            f"validation loss {record['val_loss']:.4f}{others}{' (best)' if improved else ''}")
+        if not self.attack_noted and (fault := fault_of(record)):  # once: the log has the rest
+            self.attack_noted = True
+            self.bar.write(f"note: {fault}")
         if self.state["stopped_early"]:
             self.bar.write(f"stopped early: {self.train.patience} evaluations without a better {self.train.best_by}")

@@ -66,6 +66,19 @@ def test_low_precision_products_and_fp32_softmax(dtype):
     assert low[0].grad.dtype == low[1].grad.dtype == dtype and low[1].grad.isfinite().all()
 
 
+def test_many_rows_in_fp16_do_not_overflow_the_heads_gradient():
+    """8,192 rows of one target and a coordinate of 9 add up to 73,728, beyond fp16, in a product that no loss scale reaches."""
+    N = 8192
+    hidden_ND = torch.full((N, 2), 9.0, dtype=torch.float16)
+    weight_VD = torch.zeros(512, 2, dtype=torch.float16, requires_grad=True)
+    d_weight = linear_cross_entropy.summed_over_rows(torch.full((N, 3), -1.0, dtype=torch.float16), hidden_ND, torch.float32)
+    assert d_weight.dtype == torch.float32 and d_weight.eq(-9.0 * N).all()
+    exact = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    assert torch.equal(linear_cross_entropy.summed_over_rows(*exact, torch.float64), exact[0].T @ exact[1])
+    linear_cross_entropy_sum(hidden_ND, weight_VD, torch.zeros(N, dtype=torch.long)).mul(2.0**-8).backward()
+    assert weight_VD.grad.isfinite().all()
+
+
 def test_nothing_supervised_is_no_loss_and_no_gradient():
     hidden_ND, weight_VD, _ = parts()
     loss = linear_cross_entropy_sum(hidden_ND[:0], weight_VD, torch.zeros(0, dtype=torch.long))

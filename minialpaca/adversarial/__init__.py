@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from minialpaca.adversarial.attack import FGM, FGSM, PGD, Attack, Clean, FreeLB, Noted, Passes, View
+from minialpaca.adversarial.attack import FGM, FGSM, PGD, Attack, Clean, FreeLB, Noted, Passes, View, fault_of
 from minialpaca.adversarial.matrix import Matrix
 from minialpaca.adversarial.vat import VAT
 from minialpaca.config import AdversarialConfig
@@ -19,4 +19,4 @@ def attack_on(embedding: nn.Embedding, cfg: AdversarialConfig, tied: bool) -> At
     return METHODS[cfg.method](embedding, cfg)
 
 
-__all__ = ["METHODS", "Attack", "Clean", "Noted", "Passes", "View", "attack_on"]
+__all__ = ["METHODS", "Attack", "Clean", "Noted", "Passes", "View", "attack_on", "fault_of"]

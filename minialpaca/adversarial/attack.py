@@ -71,19 +71,19 @@ class OnOutputs(abc.ABC):
         c = clean_weight, a = adversarial_weight, both losses over the same supervised tokens. Miyato et al. 2017, eq. 6.
         """
         clean, g_BTD = self._clean(passes)
-        r_BTD = self.perturbation(passes, g_BTD)
+        r_BTD, found_B11 = self.perturbation(passes, g_BTD)
         with perturbed(self.embedding, r_BTD):
             adversarial = passes.loss()
         (self.cfg.adversarial_weight * adversarial).backward()
-        return {"loss": clean, "adversarial_loss": adversarial.detach(), "attacks_skipped": (~usable(g_BTD)).sum()}
+        return {"loss": clean, "adversarial_loss": adversarial.detach(), "attacks_skipped": (~found_B11).sum()}
 
     def find(self, passes: Passes) -> Tensor:
         """r of these texts for a model that is not being trained: no parameter's gradient is touched."""
-        return self.perturbation(passes, self._gradient_at(passes, None))
+        return self.perturbation(passes, self._gradient_at(passes, None))[0]
 
     @abc.abstractmethod
-    def perturbation(self, passes: Passes, g_BTD: Tensor) -> Tensor:
-        """r, given the clean pass's gradient."""
+    def perturbation(self, passes: Passes, g_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """r, given the clean pass's gradient; and (B, 1, 1) for which texts every gradient on the way was usable."""
 
     def _clean(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """(L, ∂L/∂e), having added the gradient of c L."""
@@ -106,15 +106,15 @@ class OnOutputs(abc.ABC):
 class FGM(OnOutputs):
     """r = ε g / ‖g‖₂: one step along the gradient. Miyato et al. 2017."""
 
-    def perturbation(self, passes: Passes, g_BTD: Tensor) -> Tensor:
-        return steepest_l2(g_BTD, self.cfg.epsilon)
+    def perturbation(self, passes: Passes, g_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        return steepest_l2(g_BTD, self.cfg.epsilon), usable(g_BTD)
 
 
 class FGSM(OnOutputs):
     """r = ε sign(g). Goodfellow et al. 2015."""
 
-    def perturbation(self, passes: Passes, g_BTD: Tensor) -> Tensor:
-        return steepest_max(g_BTD, self.cfg.epsilon)
+    def perturbation(self, passes: Passes, g_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        return steepest_max(g_BTD, self.cfg.epsilon), usable(g_BTD)
 
 
 class PGD(OnOutputs):
@@ -123,12 +123,13 @@ class PGD(OnOutputs):
     The clean pass is the first of the k gradients: k + 1 passes in all.
     """
 
-    def perturbation(self, passes: Passes, g_BTD: Tensor) -> Tensor:
-        r_BTD = torch.zeros_like(g_BTD)
+    def perturbation(self, passes: Passes, g_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        r_BTD, found_B11 = torch.zeros_like(g_BTD), usable(g_BTD)
         for i in range(self.cfg.steps):
             g_BTD = self._gradient_at(passes, r_BTD) if i else g_BTD
             r_BTD = ascend(r_BTD, g_BTD, self.cfg.step_size or self.cfg.epsilon, self.cfg.epsilon)
-        return r_BTD
+            found_B11 = found_B11 & usable(g_BTD)  # these passes train nothing, so nobody else would notice
+        return r_BTD, found_B11
 
 
 class FreeLB:
@@ -154,6 +155,16 @@ class FreeLB:
             delta_BTD = ascend(delta_BTD, g_BTD, self.cfg.step_size or self.cfg.epsilon, self.cfg.epsilon)
             total, found = total + there.detach(), found & usable(g_BTD)
         return {"loss": total, "attacks_skipped": (~found).sum()}
+
+
+def fault_of(record: dict[str, float]) -> str | None:
+    """What a step's numbers say of an attack that did not do what was asked, and what to change."""
+    if record.get("attacks_skipped"):
+        return (f"{record['attacks_skipped']:.0f} texts of step {record['step']} were not attacked: their gradients were zero or not finite "
+                "(attacks_skipped); where that goes on, lower optim.lr, or set train.precision=fp32")
+    if "adversarial_loss" in record and record["adversarial_loss"] == record["loss"]:
+        return (f"the attack of step {record['step']} moved nothing: adversarial_loss is loss to the last digit; raise adversarial.epsilon")
+    return None
 
 
 def on_real(seen: Pass, real_BT: Tensor) -> Tensor:

@@ -48,10 +48,11 @@ class Matrix:
 
     def backward(self, passes: Passes) -> Noted:
         clean, G_VD = self._clean(passes)
+        skipped = (~usable(G_VD[None])).sum()  # now: what follows is added to the same tensor where it became .grad
         with moved(self.weight, steepest_l2(G_VD[None], self.cfg.epsilon)[0].to(self.weight.dtype)):
             adversarial = passes.loss()
             (self.cfg.adversarial_weight * adversarial).backward()
-        return {"loss": clean, "adversarial_loss": adversarial.detach(), "attacks_skipped": (~usable(G_VD[None])).sum()}
+        return {"loss": clean, "adversarial_loss": adversarial.detach(), "attacks_skipped": skipped}
 
     def _clean(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """(L, this pass's own ∂L/∂W): .grad also holds what earlier micro-batches left there."""

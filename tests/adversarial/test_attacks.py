@@ -7,7 +7,8 @@ import torch
 from added import Added
 from torch import nn
 
-from minialpaca.adversarial import Passes, attack_on
+from minialpaca.adversarial import Passes, attack_on, fault_of
+from minialpaca.adversarial.direction import drawn
 from minialpaca.adversarial.embedded import perturbed
 from minialpaca.adversarial.matrix import moved
 from minialpaca.config import AdapterConfig, AdversarialConfig, LossConfig
@@ -210,6 +211,49 @@ def test_an_example_without_a_gradient_is_counted_once_however_many_passes(metho
     model, batch = tiny.model().double(), collate([*ROWS[:2], ([4, 5], [IGNORE, IGNORE])], PAD)
     noted = attack(model, method).backward(Passes(loss_of(model, batch), batch.embedded_BT, 0))
     assert noted["attacks_skipped"] == 1
+
+
+@pytest.mark.parametrize("method, passes", [("pgd", 4), ("freelb", 3)])
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_pass_that_breaks_on_the_way_is_counted(method, passes, broken):
+    """PGD's passes between the first and the last touch no weight: a loss scaler would see nothing of them."""
+    model, batch, number = tiny.model().double(), collate(ROWS, PAD), iter(range(passes))
+    of_model = loss_of(model, batch)
+    noted = attack(model, method, steps=3).backward(
+        Passes(lambda: of_model() * (torch.inf if next(number) == broken else 1.0), batch.embedded_BT, 0))
+    assert noted["attacks_skipped"] == len(ROWS) and next(number, None) is None
+
+
+def test_the_matrix_attack_that_was_made_is_not_called_skipped_for_what_came_of_it():
+    model, batch, number = tiny.model(tie_embeddings=False).double(), collate(ROWS, PAD), iter((1.0, torch.inf))
+    of_model = loss_of(model, batch)
+    noted = attack(model, "matrix").backward(Passes(lambda: of_model() * next(number), batch.embedded_BT, 0))
+    assert noted["attacks_skipped"] == 0 and not noted["adversarial_loss"].isfinite()
+
+
+def test_nothing_on_padding_enters_the_norm():
+    """Of a loss that reads padding, too, the perturbation stands on the real places alone, and is as long."""
+    model, batch = tiny.model().double(), collate(ROWS, PAD)
+    of_model, said = loss_of(model, batch), []
+    model.layers[0].register_forward_pre_hook(lambda layer, inputs: said.append(inputs[0]))
+    attack(model).backward(Passes(lambda: of_model() + said[-1].square().sum(), batch.embedded_BT, 0))
+    r_BTD = (said[1] - said[0]).detach()
+    assert r_BTD[~batch.embedded_BT].eq(0).all() and not batch.embedded_BT.all()
+    assert r_BTD.square().sum((1, 2)).sqrt().tolist() == pytest.approx([EPS] * len(ROWS))
+
+
+def test_a_drawn_start_depends_on_the_place_in_the_batch():
+    """Confessed in the ledger; within one batch it is the same whenever it is drawn."""
+    long, short = torch.ones(2, 9, dtype=torch.bool), torch.ones(2, 4, dtype=torch.bool)
+    first, again, other = (drawn(real, 3, 1.0, torch.Generator().manual_seed(0)) for real in (short, short, long))
+    assert torch.equal(first, again) and not torch.allclose(first[1] * 12**0.5, other[1, :4] * 27**0.5)
+    assert not torch.allclose(first[0], first[1])
+
+
+def test_what_an_attack_did_not_do_is_said():
+    assert fault_of({"step": 3, "loss": 1.0, "adversarial_loss": 1.5, "attacks_skipped": 0.0}) is None and fault_of({"step": 1, "loss": 1.0}) is None
+    assert fault_of({"step": 3, "loss": 1.0, "adversarial_loss": 1.5, "attacks_skipped": 2.0}).startswith("2 texts of step 3 were not attacked")
+    assert "raise adversarial.epsilon" in fault_of({"step": 3, "loss": 1.0, "adversarial_loss": 1.0, "attacks_skipped": 0.0})
 
 
 def test_an_example_without_a_gradient_is_left_alone():

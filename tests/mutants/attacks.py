@@ -76,6 +76,15 @@ of("adversarial.attack:FreeLB.backward", "adversarial/test_attacks.py::test_free
    ("delta_BTD = ascend(delta_BTD", "ascend(delta_BTD"),
    ("self.cfg.step_size or self.cfg.epsilon", "self.cfg.epsilon"))
 
+of("adversarial.attack:PGD.perturbation", "adversarial/test_attacks.py::test_a_pass_that_breaks_on_the_way_is_counted",
+   ("found_B11 & usable(g_BTD)", "found_B11"))
+
+of("adversarial.attack:FreeLB.backward", "adversarial/test_attacks.py::test_a_pass_that_breaks_on_the_way_is_counted",
+   ("found & usable(g_BTD)", "usable(g_BTD)"))
+
+of("adversarial.attack:on_real", "adversarial/test_attacks.py::test_nothing_on_padding_enters_the_norm",
+   (".masked_fill(~real_BT[..., None], 0.0)", ""))
+
 of("adversarial.embedded:Pass.gradient", "adversarial/test_attacks.py::test_source_and_target_are_one_sequence",
    ("gradients, 1)", "gradients[:1], 1)"))
 
