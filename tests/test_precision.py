@@ -249,8 +249,13 @@ def weights(tuning):
     return {name: p.detach().clone() for name, p in tuning.model.named_parameters()}
 
 
-@pytest.mark.parametrize("attack", [None, AdversarialConfig("fgm", 0.1)])
-@pytest.mark.parametrize("adapter", [None, AdapterConfig("lora", rank=2), AdapterConfig("adalora", rank=2, target_rank=1.0, interval=1)])
+CROSSED = [*((attack, adapter) for attack in (None, AdversarialConfig("fgm", 0.1))
+             for adapter in (None, AdapterConfig("lora", rank=2), AdapterConfig("adalora", rank=2, target_rank=1.0, interval=1))),
+           *((AdversarialConfig(method, 0.1, **settings), None) for method, settings in
+             (("fgsm", {}), ("pgd", {"steps": 2}), ("freelb", {"steps": 2}), ("matrix", {"tied": True})))]
+
+
+@pytest.mark.parametrize("attack, adapter", CROSSED)
 def test_with_a_scale_the_clipped_step_is_the_same(tmp_path, attack, adapter):
     found = []
     for scaled in (False, True):

@@ -18,11 +18,13 @@ from minialpaca.config import AdapterConfig, AdversarialConfig, ModelConfig, Opt
 from minialpaca.errors import UserError, command
 from minialpaca.model import Transformer
 from minialpaca.peft import apply
+from minialpaca.precision import LossScaler
 from minialpaca.trainer import Trainer
 
 ADAPTERS = {"full": None, "lora": AdapterConfig("lora", rank=2), "adalora": AdapterConfig("adalora", rank=2, target_rank=1.0, interval=1)}
-ATTACKS = {"clean": AdversarialConfig(), "fgm": AdversarialConfig("fgm", 0.2), "vat": AdversarialConfig("vat", 0.2)}
-COMBINATIONS = [*((adapter, attack) for adapter in ADAPTERS for attack in ("clean", "fgm")), ("full", "vat")]
+ATTACKS = {"clean": AdversarialConfig(), "fgm": AdversarialConfig("fgm", 0.2), "vat": AdversarialConfig("vat", 0.2),
+           "overflow": AdversarialConfig("fgm", 0.2)}  # with a loss scaler, and a gradient of the second process that is not finite
+COMBINATIONS = [*((adapter, attack) for adapter in ADAPTERS for attack in ("clean", "fgm")), ("full", "vat"), ("adalora", "overflow")]
 STEPS, A_STEP = 6, 4  # micro-batches of a step, of all processes; the last step has three
 
 
@@ -30,6 +32,7 @@ class Opinions(Ragged):
     """What is said at the first place is an opinion about the text, for VAT; the second process fails at a step if asked to."""
 
     failing = False
+    overflowing = None  # the number of a micro-batch whose gradient is NaN the first time, and whose loss is finite
 
     def views(self, model, batch):
         return [(lambda: [model(batch.tokens_BT, batch.real_BT)[:, 0]], batch.real_BT)]
@@ -37,7 +40,20 @@ class Opinions(Ragged):
     def batch(self, number):
         if self.failing and parallel.rank() == 1 and number >= 2 * A_STEP:
             raise UserError("rows.json: the second process cannot read it")
-        return super().batch(number)
+        found = super().batch(number)
+        if number == self.overflowing:
+            self.overflowing, self.bad_BT = None, found.tokens_BT
+        return found
+
+    bad_BT = torch.empty(0)
+
+    def loss_sum(self, model, batch):
+        loss = super().loss_sum(model, batch)
+        if torch.equal(batch.tokens_BT, self.bad_BT):
+            self.bad_BT = torch.empty(0)
+            trained = next(p for p in model.parameters() if p.requires_grad)
+            return loss + (0 * trained.flatten()[0]).sqrt()
+        return loss
 
 
 def weights_of(folder: Path, adapter: str, attack: str) -> tuple[dict, list[dict]]:
@@ -49,6 +65,8 @@ def weights_of(folder: Path, adapter: str, attack: str) -> tuple[dict, list[dict
     trainer = Trainer(model, Opinions(ragged(46), 2), OptimConfig(lr=0.01, warmup_steps=2, clip_norm=0.5),
                       TrainConfig(epochs=1, accumulation=A_STEP // parallel.size(), eval_every=100), 0, folder,
                       adapter=found, attack=attack_on(model.embed, ATTACKS[attack], False), l2=0.001)
+    if attack == "overflow":
+        trainer.scaler, trainer.task.overflowing = LossScaler(), 2 * A_STEP + 1  # dealt to the second of two
     assert trainer.total_steps == STEPS
     records = [trainer.take_step() for _ in range(STEPS)]
     return model.state_dict(), [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records]
