@@ -52,6 +52,13 @@ class Ragged(Task):
         return [collate(self.val[i:i + self.val_size], 3) for i in range(0, len(self.val), self.val_size)]
 
 
+class Opinionated(Ragged):
+    """What is said at the first place is an opinion about the text, for VAT."""
+
+    def views(self, model, batch):
+        return [(lambda: [model(batch.tokens_BT, batch.real_BT)[:, 0]], batch.real_BT)]
+
+
 def spelled_losses(model, rows):
     """−log P of each supervised token, row by row without padding."""
     losses = []

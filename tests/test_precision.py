@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from ragged import MODEL, PLAIN, Ragged, ragged
+from ragged import MODEL, PLAIN, Opinionated, Ragged, ragged
 from torch import nn
 
 from minialpaca import linear_cross_entropy, precision
@@ -252,7 +252,7 @@ def weights(tuning):
 CROSSED = [*((attack, adapter) for attack in (None, AdversarialConfig("fgm", 0.1))
              for adapter in (None, AdapterConfig("lora", rank=2), AdapterConfig("adalora", rank=2, target_rank=1.0, interval=1))),
            *((AdversarialConfig(method, 0.1, **settings), None) for method, settings in
-             (("fgsm", {}), ("pgd", {"steps": 2}), ("freelb", {"steps": 2}), ("matrix", {"tied": True})))]
+             (("vat", {}), ("fgsm", {}), ("pgd", {"steps": 2}), ("freelb", {"steps": 2}), ("matrix", {"tied": True})))]
 
 
 @pytest.mark.parametrize("attack, adapter", CROSSED)
@@ -260,7 +260,7 @@ def test_with_a_scale_the_clipped_step_is_the_same(tmp_path, attack, adapter):
     found = []
     for scaled in (False, True):
         tuning = make(tmp_path / str(scaled), optim=OptimConfig(lr=0.01, warmup_steps=0, clip_norm=0.1), accumulation=3, attack=attack,
-                      adapter=adapter)
+                      adapter=adapter, task=Opinionated(ragged(12), 4))
         tuning.scaler, tuning.l2 = LossScaler() if scaled else None, 0.01
         records = [tuning.take_step() for _ in range(3)]
         found.append((records, weights(tuning)))

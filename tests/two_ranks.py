@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch
-from ragged import MODEL, Ragged, ragged
+from ragged import MODEL, Opinionated, ragged
 
 from minialpaca import parallel
 from minialpaca.adversarial import attack_on
@@ -28,14 +28,11 @@ COMBINATIONS = [*((adapter, attack) for adapter in ADAPTERS for attack in ("clea
 STEPS, A_STEP = 6, 4  # micro-batches of a step, of all processes; the last step has three
 
 
-class Opinions(Ragged):
-    """What is said at the first place is an opinion about the text, for VAT; the second process fails at a step if asked to."""
+class Failing(Opinionated):
+    """The second process fails at a step if asked to, or finds a gradient that is no number."""
 
     failing = False
     overflowing = None  # the number of a micro-batch whose gradient is NaN the first time, and whose loss is finite
-
-    def views(self, model, batch):
-        return [(lambda: [model(batch.tokens_BT, batch.real_BT)[:, 0]], batch.real_BT)]
 
     def batch(self, number):
         if self.failing and parallel.rank() == 1 and number >= 2 * A_STEP:
@@ -62,7 +59,7 @@ def weights_of(folder: Path, adapter: str, attack: str) -> tuple[dict, list[dict
     model = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.2})).double()
     cfg = ADAPTERS[adapter]
     found = apply(model, cfg) if cfg else None
-    trainer = Trainer(model, Opinions(ragged(46), 2), OptimConfig(lr=0.01, warmup_steps=2, clip_norm=0.5),
+    trainer = Trainer(model, Failing(ragged(46), 2), OptimConfig(lr=0.01, warmup_steps=2, clip_norm=0.5),
                       TrainConfig(epochs=1, accumulation=A_STEP // parallel.size(), eval_every=100), 0, folder,
                       adapter=found, attack=attack_on(model.embed, ATTACKS[attack], False), l2=0.001)
     if attack == "overflow":
@@ -77,7 +74,7 @@ def main(out: Path) -> None:
     with parallel.joined():
         assert parallel.PATIENCE == torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
         if out.name == "failing":
-            Opinions.failing = True
+            Failing.failing = True
             weights_of(out, "full", "clean")
         assert parallel.size() == 2 and parallel.summed([1 + parallel.rank(), 5]) == [3, 10]
         assert parallel.from_first(lambda: f"said by {parallel.rank()}") == "said by 0"

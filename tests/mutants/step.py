@@ -69,7 +69,12 @@ of("trainer:Trainer._passes",
    ("(self.scale / n_supervised)", "(self.scale / max(1, batch.n_supervised))"),
    ("(self.scale / n_supervised)", "(-self.scale / n_supervised)",
     "test_a_step_is_adamw_on_the_clipped_gradient_at_the_schedules_rate"),
-   ("torch.manual_seed(seed)", "pass", "test_an_attacks_passes_drop_the_same_units"))
+   ("torch.manual_seed(seed)", "pass", "test_an_attacks_passes_drop_the_same_units"),
+   ("functools.partial(seeded, says)", "says", "test_virtual_passes_drop_the_same_units"),
+   ("self.scale / n_texts", "1.0 / n_texts", "test_precision.py::test_with_a_scale_the_clipped_step_is_the_same[attack6-None]"))
+
+of("trainer:Trainer._unscale", "test_precision.py::test_with_a_scale_the_clipped_step_is_the_same[attack6-None]",
+   ('"virtual_loss"}', '"loss"}'))
 
 of("trainer:Trainer._backward",
    "trainer/test_step.py::test_the_logged_loss_and_gradient_are_those_of_the_mean_over_the_steps_tokens",

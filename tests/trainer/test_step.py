@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from ragged import CPU, MODEL, PLAIN, SPLITS, Ragged, make, ragged, spelled_losses
+from ragged import CPU, MODEL, PLAIN, SPLITS, Opinionated, Ragged, make, ragged, spelled_losses
 
 from minialpaca.adversarial import attack_on
 from minialpaca.config import AdversarialConfig, ModelConfig, OptimConfig, TrainConfig
@@ -139,6 +139,13 @@ def test_an_attacks_passes_drop_the_same_units(tmp_path):
     made = Trainer(model, Ragged(ragged(4), 2), PLAIN, TrainConfig(steps=2, accumulation=2), 0, tmp_path, attack=attack)
     record = made.take_step()
     assert record["adversarial_loss"] == pytest.approx(record["loss"], rel=1e-6)
+
+
+def test_virtual_passes_drop_the_same_units(tmp_path):
+    model = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.4})).double()
+    attack = attack_on(model.embed, AdversarialConfig("vat", 1e-6), False)
+    made = Trainer(model, Opinionated(ragged(4), 2), PLAIN, TrainConfig(steps=2, accumulation=2), 0, tmp_path, attack=attack)
+    assert 0 <= made.take_step()["virtual_loss"] < 1e-9
 
 
 def test_an_attacked_step_does_not_depend_on_how_it_is_split_into_micro_batches(tmp_path):
