@@ -146,9 +146,15 @@ of("linear_cross_entropy:loss_and_gradient", "test_linear_cross_entropy.py::test
 of("linear_cross_entropy:LinearCrossEntropy.forward", "test_linear_cross_entropy.py::test_loss_and_gradients_are_those_of_all_logits",
    ("targets_N[here, None]", "targets_N[:len(hidden_ND[here]), None]"),
    ("= d_logits @ w_VD", "= -d_logits @ w_VD"),
-   ("d_weight_VD += d_logits", "d_weight_VD = d_logits"),
+   ("d_weight_VD += summed", "d_weight_VD = summed"),
    ("total += loss", "total = loss"),
    ("first + rows)", "first + rows - 1)"))
+
+of("linear_cross_entropy:summed_over_rows", "test_linear_cross_entropy.py::test_many_rows_in_fp16_do_not_overflow_the_heads_gradient",
+   ("part * product_VD", "product_VD"),
+   ("hidden_RD / part if", "hidden_RD if"),
+   ("d_logits_RV.T @", "-d_logits_RV.T @"),
+   ("== torch.float16", "== torch.float64"))
 
 of("linear_cross_entropy:LinearCrossEntropy.backward", "test_linear_cross_entropy.py::test_loss_and_gradients_are_those_of_all_logits",
    ("d_total * d_weight_VD", "d_weight_VD"),
