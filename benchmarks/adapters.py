@@ -33,7 +33,7 @@ def methods(base: PretrainConfig) -> dict[str, list[str]]:
     prefix = round(budget / (2 * m.n_layers * m.kv_heads * m.d_head))
     return {
         "none": [],
-        "freeze": ["adapter.layers=-1:", 'adapter.also=["norm", "head"]'],
+        "freeze": ["adapter.layers=-1:", 'adapter.also=["norm"]'],
         "bitfit": ["optim.lr=1e-2"],
         "lora": [MATRICES, "adapter.rank=8", "optim.lr=3e-3"],
         "dora": [MATRICES, "adapter.rank=8", "optim.lr=3e-3"],

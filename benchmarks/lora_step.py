@@ -2,7 +2,7 @@
 
     python -m benchmarks.lora_step --rounds 5
 
-Width 384, 6 layers, 6 heads, d_ff 1024, vocabulary 8,192 untied, context 256, batch 8; LoRA r = 8 on q, k, v, o; AdamW, fp32.
+Width 384, 6 layers, 6 heads, d_ff 1024, vocabulary 8,192 tied, context 256, batch 8; LoRA r = 8 on q, k, v, o; AdamW, fp32.
 Each round runs both, each in a process of its own, in turn; a process times the steps after warm-up. Peak memory is what the
 process holds above what importing took. Medians of the rounds, with the lowest and the highest ratio.
 """

@@ -106,6 +106,8 @@ class Adapter:
 
     def merge(self) -> None:
         """Plain modules that compute the same stand in for the wrappers; the base's own tensors are kept aside."""
+        if active(self.model) is not self:
+            raise UserError("adapter: this one is not in its model")
         if self.is_merged:
             raise UserError("adapter: is merged already; unmerge it first")
         if any(isinstance(swap.own, nn.Module) and not isinstance(swap.own, Wrapper) for swap in self.swaps):
@@ -230,6 +232,8 @@ def active(model: nn.Module) -> Adapter | None:
 
 def use(model: nn.Module, adapter: Adapter | None) -> None:
     """Take out what is in the model and put this one in; None leaves the bare base."""
+    if adapter is not None and adapter.model is not model:
+        raise UserError("adapter: this one was made for another model; load it for this one (run.load_adapter)")
     if active(model) is not None:
         active(model).remove()
     if adapter is not None:

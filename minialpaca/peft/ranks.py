@@ -23,6 +23,11 @@ class RankObserver:
     first: Callable[[nn.Module, RunLog, int], None]
     adapter: AdaLoRA
 
+    @property
+    def prompts(self):
+        """What `first` asks the model, for the estimate of memory."""
+        return getattr(self.first, "prompts", ())
+
     def __call__(self, model: nn.Module, log: RunLog, step: int) -> None:
         self.first(model, log, step)
         grid = ranks(self.adapter)

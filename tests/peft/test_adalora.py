@@ -10,6 +10,7 @@ from minialpaca.config import AdapterConfig
 from minialpaca.errors import UserError
 from minialpaca.peft import apply
 from minialpaca.peft.budget import Schedule, allocate
+from minialpaca.peft.ranks import RankObserver
 
 CFG = AdapterConfig("adalora", targets=("q_proj", "k_proj", "gate_proj"), rank=4, target_rank=1.5, alpha=7.0, interval=3,
                     warmup_part=0.1, final_part=0.3, sensitivity_decay=0.8, uncertainty_decay=0.7)
@@ -184,3 +185,13 @@ def test_a_schedule_that_cannot_finish_is_refused():
     with pytest.raises(UserError, match="train.patience = 3"):
         adapter.refuse_patience(3)
     assert [adapter.may_be_best(t) for t in (27, 28)] == [False, True]
+
+
+def test_the_observer_of_ranks_tells_what_is_asked_behind_it():
+    """The estimate of memory counts the cache of these texts."""
+    def shows(model, log, step):
+        pass
+
+    assert RankObserver(shows, None).prompts == ()
+    shows.prompts = ["a", "b"]
+    assert RankObserver(shows, None).prompts == ["a", "b"]

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from minialpaca.config import AdapterConfig
 from minialpaca.errors import UserError
 from minialpaca.peft import active, apply, trained_rows, use
 
@@ -254,3 +255,19 @@ def test_several_under_names_share_one_base_and_change_copies_nothing():
     use(model, None)
     assert {id(p) for p in model.parameters()} == base and torch.equal(model(TOKENS), biased.model()(TOKENS))
     assert len({tuple(logits.flatten().tolist()) for logits in said.values()}) == len(adapters)
+
+
+def test_an_adapter_that_is_out_is_not_merged_and_none_goes_into_another_model():
+    """Merged all the same, it would stand in a model that knows nothing of it."""
+    one, other = tiny.model(), tiny.model()
+    first = apply(one, AdapterConfig("lora", rank=2))
+    first.remove()
+    with pytest.raises(UserError, match="this one is not in its model"):
+        first.merge()
+    second = apply(one, AdapterConfig("ia3"))
+    with pytest.raises(UserError, match="this one is not in its model"):
+        first.merge()
+    assert active(one) is second and not first.is_merged
+    with pytest.raises(UserError, match="was made for another model"):
+        use(other, first)
+    assert active(other) is None and active(one) is second

@@ -6,11 +6,13 @@ import biased
 import pytest
 import tiny
 import torch
+from running import ROOT
 
 from minialpaca import run
-from minialpaca.config import AdapterConfig, FinetuneConfig
+from minialpaca.config import AdapterConfig, FinetuneConfig, PretrainConfig, load
 from minialpaca.errors import UserError
 from minialpaca.heads import Classifier
+from minialpaca.model import Transformer
 from minialpaca.peft import apply
 from minialpaca.peft.sites import chosen_layers, linears, with_role
 
@@ -138,3 +140,12 @@ def test_houlsby_trains_the_norms_of_its_layers_and_the_final_one_with_the_last(
     assert [n for n in adapter.trained() if "norm" in n] == [f"{n}.weight" for n in norms]
     everywhere = apply(biased.model(), AdapterConfig("houlsby", layers=layers, also=("norm",)))
     assert sum("norm" in n for n in everywhere.trained()) == 5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("alpaca-*.toml")), ids=lambda path: path.stem)
+def test_each_methods_config_fits_the_base_that_it_names(path):
+    settings = load(FinetuneConfig, path)
+    if settings.adapter.method != "none":
+        base = load(PretrainConfig, ROOT / "configs/pretrain.toml").model
+        model = Transformer(dataclasses.replace(base, vocab_size=64))
+        assert apply(model, settings.adapter).trained()
