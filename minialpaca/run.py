@@ -187,8 +187,7 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
 
 def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path, tokenizer_sha256: str) -> None:
     """A run's weights: all of them, or those of its base and its adapter, which is left in the model."""
-    if checkpoint.read_state(place).get("prompts", PROMPTS_ID) != PROMPTS_ID:
-        raise UserError(f"{place}: was tuned with other prompts than this version of minialpaca asks with; ask it with the version that tuned it")
+    _refuse_other_prompts(place)
     if _method(settings) != "none":
         load_base(backbone, settings, tokenizer_sha256, place.parents[1])
         load_weights(adapted(model, backbone, settings), place, tokenizer_sha256)
@@ -213,9 +212,11 @@ def load_adapter(folder: str | Path, model: Transformer, which: str = "best") ->
     if _method(settings) == "none" or settings.task.name == "classification":
         raise UserError(f"{folder}: holds no adapter for a bare base; give the run.dir of a finetune.py run with adapter.method "
                         "and task.name = instruction")
+    place = weights_of(folder, which)
+    _refuse_other_prompts(place)
     adapter = adapted(model, model, settings)
     adapter.remove()
-    load_weights(adapter, weights_of(folder, which), Tokenizer.load(folder / TOKENIZER).sha256)
+    load_weights(adapter, place, Tokenizer.load(folder / TOKENIZER).sha256)
     return adapter
 
 
@@ -286,6 +287,11 @@ def _refuse_other_adapter(place: Path, adapter: Adapter) -> None:
 def _refuse_other_tokenizer(place: Path, sha256: str) -> None:
     if checkpoint.read_state(place).get("tokenizer") != sha256:
         raise UserError(f"{place}: was trained with another tokenizer than the {TOKENIZER} of its run folder")
+
+
+def _refuse_other_prompts(place: Path) -> None:
+    if checkpoint.read_state(place).get("prompts", PROMPTS_ID) != PROMPTS_ID:
+        raise UserError(f"{place}: was tuned with other prompts than this version of minialpaca asks with; ask it with the version that tuned it")
 
 
 def pick_device(name: str) -> torch.device:

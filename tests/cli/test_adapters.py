@@ -318,3 +318,11 @@ def answer_of(folder):
 def test_what_is_no_adapter_of_a_bare_base_is_not_put_into_one(pretrained):
     model, _ = run.load(pretrained)
     refusal(lambda: run.load_adapter(pretrained, model), f"{pretrained}: holds no adapter for a bare base", "task.name = instruction")
+
+
+def test_an_adapter_of_other_prompts_is_not_put_beside_a_base(pretrained, lora, monkeypatch):
+    model, _ = run.load(pretrained)
+    monkeypatch.setattr(run, "PROMPTS_ID", "0123456789abcdef")
+    with pytest.raises(UserError, match="was tuned with other prompts"):
+        run.load_adapter(lora, model)
+    assert active(model) is None
