@@ -8,6 +8,7 @@ A row for each method: the test's score (exact match, or the mean accuracy of th
 the seeds; the trained parameters as per cent of the base; tokens/s beside full tuning's, medians of the training steps; peak memory.
 The seed changes order, dropout and what the method draws; the base stays. Methods take turns within a seed. The budget is
 LoRA's with r = 8 on all matrices where the method has one to choose. What stands last goes to finetune.py as it is.
+The same command again goes on where it was cut off.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.runs import records, spread, timed
+from benchmarks.runs import kept, records, spread, timed
 from minialpaca import run
 from minialpaca.config import PretrainConfig
 from minialpaca.model import Transformer
@@ -78,13 +79,18 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     base, out = run.settings_of(args.base), args.out.resolve()
     chosen = {name: how for name, how in methods(base).items() if name in (args.methods or methods(base))}
-    found: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    found: dict[str, list[list[float]]] = defaultdict(list)
+
+    def tuned(folder: Path, *changes: str) -> tuple[float, float, float, float]:
+        _, gib = timed("finetune.py", args.config, f"base.run={args.base.resolve()}", f"run.dir={folder}", "samples.count=0",
+                       *args.changes, *changes)
+        return score(folder), trained_share(folder, base), speed(folder), gib
+
     for seed in args.seeds:
         for name, how in chosen.items():
-            folder = out / f"{name}-{seed}"
-            _, gib = timed("finetune.py", args.config, f"base.run={args.base.resolve()}", f"run.dir={folder}", f"run.seed={seed}",
-                           f"adapter.method={name}", "samples.count=0", *args.changes, *how)
-            found[name].append((score(folder), trained_share(folder, base), speed(folder), gib))
+            run_name = f"{name}-{seed}"
+            found[name].append(kept(out / "rows.jsonl", run_name, lambda: tuned(
+                out / run_name, f"run.seed={seed}", f"adapter.method={name}", *how)))
             print(f"{name}, seed {seed}: " + ", ".join(f"{v:.2f}" for v in found[name][-1]), flush=True)
     print("| method | score % | trained % | tokens/s, full tuning = 1 | peak GiB |\n|---|---|---|---|---|")
     for name, rows in found.items():

@@ -6,7 +6,7 @@
 A seed changes the base, the heads, order and dropout; within a seed the methods differ in nothing but the method. Accuracy on the test
 split in per cent, mean ± standard deviation over the seeds: clean, under FGM and under PGD (benchmarks/robustness.py) at the radius
 trained with and at twice that. «Lost» is clean less FGM at that radius; the last column the clean accuracy beside clean training,
-of the same seed. The validation split chooses the weights of each run, on clean texts.
+of the same seed. The validation split chooses the weights of each run, on clean texts. The same command again goes on where it was cut off.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.robustness import ATTACKS, accuracies
-from benchmarks.runs import spread, timed
+from benchmarks.runs import kept, spread, timed
 
 METHODS = ("none", "fgm", "pgd", "freelb", "vat")
 
@@ -42,14 +42,20 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     asked = [ATTACKS[name](radius) for name in ("fgm", "pgd") for radius in (args.epsilon, 2 * args.epsilon)]
     found: dict[str, list[list[float]]] = defaultdict(list)
+    out = args.out.resolve()
+
+    def tuned(folder: Path, *changes: str) -> list[float]:
+        timed("finetune.py", args.config, f"run.dir={folder}", *args.changes, *changes)
+        return accuracies(folder, asked)
+
     for seed in args.seeds:
         base = Path(args.base.format(seed=seed)).resolve()
         for method in args.methods:
-            folder = args.out.resolve() / f"{method}-{seed}"
-            seconds, _ = timed("finetune.py", args.config, f"base.run={base}", f"run.dir={folder}", f"run.seed={seed}", *args.changes,
-                               *changes_of(method, args.epsilon, args.vat_epsilon or args.epsilon, args.unlabelled))
-            found[method].append(accuracies(folder, asked))
-            print(f"{method}, seed {seed}, {seconds / 60:.1f} min: " + ", ".join(f"{v:.1f}" for v in found[method][-1]), flush=True)
+            run_name = f"{method}-{seed}"
+            found[method].append(kept(out / "rows.jsonl", run_name, lambda: tuned(
+                out / run_name, f"base.run={base}", f"run.seed={seed}",
+                *changes_of(method, args.epsilon, args.vat_epsilon or args.epsilon, args.unlabelled))))
+            print(f"{method}, seed {seed}: " + ", ".join(f"{v:.1f}" for v in found[method][-1]), flush=True)
     heads = ["clean", *(f"{cfg.method} ε = {cfg.epsilon:g}" for cfg in asked), "lost", "clean beside none"]
     print("| method | " + " | ".join(heads) + " |\n|---" + "|---" * len(heads) + "|")
     for method, rows in found.items():

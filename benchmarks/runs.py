@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +27,17 @@ def alone(module: str, *arguments: str, **environment: str) -> dict:
     done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT, env={**os.environ, **environment},
                           stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def kept(file: Path, key: str, measure: Callable[[], Sequence[float]]) -> list[float]:
+    """What `measure` gives, or gave before: rows stay in `file`, so that a comparison of hours goes on where it was cut off."""
+    rows = dict(json.loads(line) for line in file.read_text().splitlines()) if file.exists() else {}
+    if key not in rows:
+        rows[key] = list(measure())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as out:
+            out.write(json.dumps([key, rows[key]]) + "\n")
+    return rows[key]
 
 
 def peak_bytes() -> int:
