@@ -189,6 +189,7 @@ def load_trained(model: nn.Module, backbone: Transformer, settings, place: Path,
     """A run's weights: all of them, or those of its base and its adapter, which is left in the model."""
     _refuse_other_prompts(place)
     if _method(settings) != "none":
+        _refuse_other_tokenizer(place, tokenizer_sha256)  # before the base, which may be whole
         load_base(backbone, settings, tokenizer_sha256, place.parents[1])
         load_weights(adapted(model, backbone, settings), place, tokenizer_sha256)
     else:
@@ -249,6 +250,8 @@ def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: st
     if place is None or (isinstance(base, PretrainConfig) and checkpoint.read_state(place).get("step") == 0):
         raise UserError(f"{folder}: its {which!r} weights are untrained yet; let train.py reach an evaluation, or set "
                         "base.weights=random to start from nothing")
+    if own:
+        _refuse_other_tokenizer(place, tokenizer_sha256, f"{own / TOKENIZER}, the adapter's; give the base that it was trained on")
     load_weights(model, place, tokenizer_sha256)
 
 
@@ -284,9 +287,9 @@ def _refuse_other_adapter(place: Path, adapter: Adapter) -> None:
         raise UserError(f"{place}: was trained with other settings of [adapter] than the {CONFIG} of its run folder; put those back")
 
 
-def _refuse_other_tokenizer(place: Path, sha256: str) -> None:
+def _refuse_other_tokenizer(place: Path, sha256: str, other: str = f"the {TOKENIZER} of its run folder") -> None:
     if checkpoint.read_state(place).get("tokenizer") != sha256:
-        raise UserError(f"{place}: was trained with another tokenizer than the {TOKENIZER} of its run folder")
+        raise UserError(f"{place}: was trained with another tokenizer than {other}")
 
 
 def _refuse_other_prompts(place: Path) -> None:

@@ -12,19 +12,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import torch
 from ragged import MODEL, Opinionated, ragged
 
-from minialpaca import parallel
+from minialpaca import parallel, run
 from minialpaca.adversarial import attack_on
-from minialpaca.config import AdapterConfig, AdversarialConfig, ModelConfig, OptimConfig, TrainConfig
+from minialpaca.config import AdapterConfig, AdversarialConfig, FinetuneConfig, ModelConfig, OptimConfig, TrainConfig
 from minialpaca.errors import UserError, command
+from minialpaca.heads import Classifier
 from minialpaca.model import Transformer
-from minialpaca.peft import apply
+from minialpaca.objectives import label_groups_sum
 from minialpaca.precision import LossScaler
 from minialpaca.trainer import Trainer
 
-ADAPTERS = {"full": None, "lora": AdapterConfig("lora", rank=2), "adalora": AdapterConfig("adalora", rank=2, target_rank=1.0, interval=1)}
+ADAPTERS = {"full": None, "lora": AdapterConfig("lora", rank=2), "adalora": AdapterConfig("adalora", rank=2, target_rank=1.0, interval=1),
+            "houlsby": AdapterConfig("houlsby", bottleneck=3), "heads": AdapterConfig("lora", rank=2)}  # heads: of a classifier
 ATTACKS = {"clean": AdversarialConfig(), "fgm": AdversarialConfig("fgm", 0.2), "vat": AdversarialConfig("vat", 0.2),
            "overflow": AdversarialConfig("fgm", 0.2)}  # with a loss scaler, and a gradient of the second process that is not finite
-COMBINATIONS = [*((adapter, attack) for adapter in ADAPTERS for attack in ("clean", "fgm")), ("full", "vat"), ("adalora", "overflow")]
+COMBINATIONS = [*((adapter, attack) for adapter in ADAPTERS for attack in ("clean", "fgm") if adapter != "heads"), ("heads", "clean"), ("full", "vat"), ("adalora", "overflow")]
+RECOMPUTED = ("houlsby", "heads")
 STEPS, A_STEP = 6, 4  # micro-batches of a step, of all processes; the last step has three
 
 
@@ -53,15 +56,26 @@ class Failing(Opinionated):
         return loss
 
 
+class Labelling(Failing):
+    """Which of three classes a text's first token falls in, and which of two."""
+
+    def loss_sum(self, model, batch):
+        first = batch.tokens_BT[:, 0]
+        return label_groups_sum(model(batch.tokens_BT, batch.real_BT), (first % 3, first % 2))
+
+
 def weights_of(folder: Path, adapter: str, attack: str) -> tuple[dict, list[dict]]:
     """After `STEPS` steps, and what was logged of each."""
     torch.manual_seed(0)
     model = Transformer(ModelConfig(**{**vars(MODEL), "dropout": 0.2})).double()
-    cfg = ADAPTERS[adapter]
-    found = apply(model, cfg) if cfg else None
-    trainer = Trainer(model, Failing(ragged(46), 2), OptimConfig(lr=0.01, warmup_steps=2, clip_norm=0.5),
+    model.recompute = adapter in RECOMPUTED
+    backbone, cfg, task = model, ADAPTERS[adapter], Failing
+    if adapter == "heads":
+        model, task = Classifier(backbone, [3, 2], "last").double(), Labelling
+    found = run.adapted(model, backbone, FinetuneConfig(adapter=cfg)) if cfg else None
+    trainer = Trainer(model, task(ragged(46), 2), OptimConfig(lr=0.01, warmup_steps=2, clip_norm=0.5),
                       TrainConfig(epochs=1, accumulation=A_STEP // parallel.size(), eval_every=100), 0, folder,
-                      adapter=found, attack=attack_on(model.embed, ATTACKS[attack], False), l2=0.001)
+                      adapter=found, attack=attack_on(backbone.embed, ATTACKS[attack], False), l2=0.001)
     if attack == "overflow":
         trainer.scaler, trainer.task.overflowing = LossScaler(), 2 * A_STEP + 1  # dealt to the second of two
     assert trainer.total_steps == STEPS

@@ -64,7 +64,7 @@ class AdapterConfig:
     method: str = "none"
     """How few parameters are trained: `none` (all of them), `freeze`, `bitfit`, `lora`, `dora`, `houlsby`, `adalora`, `ia3`, `prefix` or `prompt`; the base's own stay as they are in all but `none`."""
     layers: str = ":"
-    """All but prompt: which layers, as a slice: `:` all, `-2:` the last two, `1:3` the second and third. `freeze` trains these whole; the others are put into these."""
+    """All but prompt: which layers, as a slice: `:` all, `-2:` the last two, `1:3` the second and third. `freeze` trains these whole (`0:0`: none, only what `also` names and a classifier's new heads); the others are put into these."""
     targets: tuple[str, ...] = ()
     """bitfit, lora, dora, adalora, ia3: the Linears, by the end of their names (q_proj, mlp.up_proj, lm_head); where empty, those of the method's paper."""
     also: tuple[str, ...] = ()

@@ -108,8 +108,18 @@ class AdaLoRA(Adapter):
         return [swap.own for swap in self.wrappers()]
 
     def start(self, total_steps: int) -> None:
-        n = len(self.wrappers())
-        self.schedule = Schedule.of(self.cfg, n, total_steps)
+        self.schedule = Schedule.of(self.cfg, len(self.wrappers()), total_steps)
+        self.n_kept: int | None = None  # to be counted
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.n_kept = None
+
+    def kept_triplets(self) -> int:
+        """Of all matrices together. Counted once: a device is not waited for at each step."""
+        if self.n_kept is None:
+            self.n_kept = int(torch.stack([layer.kept.sum() for layer in self.layers()]).sum())
+        return self.n_kept
 
     def penalty(self) -> Tensor | None:
         """γ Σ_k R(P_k, Q_k), over the matrices."""
@@ -123,10 +133,16 @@ class AdaLoRA(Adapter):
                 layer.note_gradient(self.cfg.sensitivity_decay, self.cfg.uncertainty_decay)
 
     def after_update(self, step: int) -> dict[str, float]:
-        """Choose anew where the schedule says so; in the final phase keep what was chosen at 0 at each step."""
-        layers, allocates = self.layers(), self.schedule.allocates(step)
+        """Choose anew where the schedule says so; in the final phase keep what was chosen at 0 at each step.
+
+        A run that goes on with another number of steps has another schedule from there. What is spent already is not given
+        back: the budget waits for the new one to fall below it. What the new one calls spent is spent at once.
+        """
+        layers, before = self.layers(), self.kept_triplets()
+        allocates = self.schedule.allocates(step) or (self.schedule.is_spent(step) and before > self.schedule.last)
         if allocates:
-            for layer, kept_R in zip(layers, allocate([layer.scores() for layer in layers], self.schedule.budget(step))):
+            self.n_kept = min(self.schedule.budget(step), before)
+            for layer, kept_R in zip(layers, allocate([layer.scores() for layer in layers], self.n_kept)):
                 layer.kept.copy_(kept_R)
         if allocates or self.schedule.is_spent(step):
             for layer in layers:
@@ -136,7 +152,7 @@ class AdaLoRA(Adapter):
         return {f"rank/{swap.site.path}": int(swap.own.kept.sum()) for swap in self.wrappers()}
 
     def may_be_best(self, step: int) -> bool:
-        return self.schedule.is_spent(step)
+        return self.schedule.is_spent(step) and self.kept_triplets() <= self.schedule.last
 
     def refuse_patience(self, patience: int) -> None:
         if patience:

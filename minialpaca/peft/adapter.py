@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from minialpaca.config import AdapterConfig
 from minialpaca.errors import UserError
+from minialpaca.model import Transformer
 from minialpaca.peft import sites
 from minialpaca.peft.sites import Site
 
+NOT_IN_TENSORS = ("architecture", "n_heads", "kv_heads", "rope_theta", "norm_eps")  # two models of equal weights differ by these
 IN_PLACE = "adapter"  # the attribute of a model that names what is put into it
 
 
@@ -133,8 +135,13 @@ class Adapter:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, kinds and bytes of the base's tensors: an adapter goes with one base alone."""
+        """SHA-256 over names, kinds and bytes of the base's tensors, and what else its answers depend on: an adapter goes with
+        one base alone.
+        """
         digest = hashlib.sha256()
+        for module in self.model.modules():
+            if isinstance(module, Transformer):
+                digest.update(" ".join(f"{key} {getattr(module.cfg, key)}" for key in NOT_IN_TENSORS).encode())
         for name, tensor in self.base.items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -12,10 +12,13 @@ from minialpaca.peft.sites import Site
 
 
 class Freeze(Adapter):
-    """θ_l of the chosen layers l ∈ `layers`, and the roles of `also`, are trained whole: adapt.0 over these alone."""
+    """θ_l of the chosen layers l ∈ `layers`, and the roles of `also`, are trained whole: adapt.0 over these alone.
+
+    With layers = 0:0 the roles alone are; or a classifier's new heads alone, a linear probe.
+    """
 
     def whole(self) -> list[Site]:
-        layers = sites.chosen_layers(self.model, self.cfg.layers)
+        layers = set() if self.cfg.layers == "0:0" else sites.chosen_layers(self.model, self.cfg.layers)
         return [*(s for s, _ in sites.parameters(self.model) if sites.layer_of(s.path) in layers), *super().whole()]
 
 

@@ -169,6 +169,33 @@ def test_an_adapter_for_another_base_is_refused(lora, pretrained, finetune_comma
     refused(module(chat.main, monkeypatch, copy), "is an adapter for another base")
 
 
+def other_tokenizer(folder):
+    """Its checkpoints say that they were trained with another one."""
+    for place in (folder / "checkpoints").iterdir():
+        if place.is_dir() and not place.is_symlink():
+            state = checkpoint.read_state(place)
+            checkpoint.save(folder, state["step"] + 1000, {"model": checkpoint.read_tensors(place, "model"), "optimizer": {}},
+                            {**state, "tokenizer": "0" * 64}, best=True)
+
+
+def test_an_adapter_or_a_base_of_another_tokenizer_is_refused_and_it_is_said_which(lora, pretrained, tmp_path, monkeypatch):
+    copy = tmp_path / "lora"
+    shutil.copytree(lora, copy)
+    other_tokenizer(copy)
+    refused(module(chat.main, monkeypatch, copy), f"{copy}/checkpoints/", "was trained with another tokenizer than the tokenizer.model "
+            "of its run folder")
+    with pytest.raises(UserError, match=f"{copy}.* was trained with another tokenizer"):
+        run.load_adapter(copy, run.load(pretrained)[0])
+    base, moved = tmp_path / "base", tmp_path / "moved"
+    shutil.copytree(pretrained, base)
+    shutil.copytree(lora, moved)
+    other_tokenizer(base)
+    config = (moved / "config.toml").read_text()
+    (moved / "config.toml").write_text(config.replace(json.dumps(str(pretrained)), json.dumps(str(base))))
+    refused(module(chat.main, monkeypatch, moved), f"{base}/checkpoints/", f"was trained with another tokenizer than "
+            f"{moved}/tokenizer.model, the adapter's; give the base that it was trained on")
+
+
 def test_a_base_that_is_gone_is_named(lora, tmp_path, monkeypatch):
     copy = tmp_path / "lora"
     shutil.copytree(lora, copy)

@@ -197,3 +197,35 @@ of("peft.budget:allocate", "peft/test_adalora.py::test_exactly_so_many_stay_and_
    ("order[:budget]", "order[:budget + 1]"),
    ("order[:budget]", "order[budget:]"),
    ("order = triplet.argsort(stable=True)", "order = torch.arange(len(score))"))
+
+of("peft.houlsby:Houlsby.modules", "peft/test_sites.py::test_a_bottleneck_stands_behind_both_sub_layers_or_behind_the_mlp",
+   ('else ("mlp",)', 'else ("attn",)'),
+   ('("attn", "mlp") if', '("mlp",) if'))
+
+of("peft.lora:LoRA.modules", "peft/test_sites.py::test_where_nothing_is_named_it_is_the_papers_matrices",
+   ('("q_proj", "v_proj")', '("q_proj", "k_proj")'))
+
+of("peft.adalora:AdaLoRALinear.__init__",
+   "peft/test_formulas.py::test_adaloras_columns_and_rows_begin_near_length_one_and_its_lambdas_at_zero",
+   ("/ math.sqrt(O)", "/ math.sqrt(I)"),
+   ("/ math.sqrt(I)", "/ math.sqrt(O)"),
+   ("torch.zeros(cfg.rank", "torch.ones(cfg.rank"))
+
+of("peft.virtual:PrefixAttention.__init__", "peft/test_formulas.py::test_a_prefix_begins_with_gaussian_keys_and_no_values",
+   ("torch.randn(shape", "torch.rand(shape"),
+   ("torch.zeros(shape", "torch.ones(shape"))
+
+of("peft.adalora:AdaLoRA.after_update", "peft/test_adalora.py::test_with_more_steps_no_rank_comes_back_and_the_new_schedule_ends_it",
+   ("min(self.schedule.budget(step), before)", "self.schedule.budget(step)"),
+   (" or (self.schedule.is_spent(step) and before > self.schedule.last)", "",
+    "test_with_fewer_steps_the_budget_is_spent_at_once_where_it_should_have_been_before"))
+
+of("peft.adalora:AdaLoRA.may_be_best", "peft/test_adalora.py::test_no_weights_are_best_whose_budget_is_unspent_though_it_is_time",
+   (" and self.kept_triplets() <= self.schedule.last", ""))
+
+of("peft.adapter:Adapter.fingerprint", "peft/test_sites.py::test_a_base_of_the_same_tensors_that_computes_something_else_is_another",
+   ("isinstance(module, Transformer)", "False"))
+
+of("peft:trained_rows", "peft/test_contract.py::test_the_table_says_of_each_part_how_many_it_is_and_its_per_cent_of_the_base",
+   ("100 * sum(n) / base", "100 * sum(n) / (base + sum(n))"),
+   ("100 * total / base", "100 * total / (base + total)"))

@@ -8,12 +8,13 @@ from minialpaca.config import AdapterConfig
 from minialpaca.model import Transformer
 from minialpaca.peft import Adapter
 
-# α ≠ r, and no width equals another: a scale, a slice or a transposition that is wrong shows.
+# α ≠ r, and only q and o are square: a scale, a slice or a transposition that is wrong shows.
 CONFIGS = {
     "freeze": AdapterConfig("freeze", layers="-1:", also=("norm",)),
     "bitfit": AdapterConfig("bitfit", also=("bias",)),
     "lora": AdapterConfig("lora", targets=("q_proj", "v_proj", "down_proj", "lm_head"), rank=3, alpha=7.0),
     "rslora": AdapterConfig("lora", targets=("k_proj", "o_proj"), rank=3, alpha=7.0, rank_stabilised=True, layers="1:"),
+    "lora_and_whole": AdapterConfig("lora", targets=("q_proj", "v_proj"), rank=3, alpha=7.0, also=("embedding", "head", "norm")),
     "dora": AdapterConfig("dora", targets=("q_proj", "up_proj"), rank=3, alpha=7.0),
     "houlsby": AdapterConfig("houlsby", bottleneck=5),
     "pfeiffer": AdapterConfig("houlsby", bottleneck=5, placement="mlp"),

@@ -184,7 +184,11 @@ def test_a_schedule_that_cannot_finish_is_refused():
     _, adapter = put()
     with pytest.raises(UserError, match="train.patience = 3"):
         adapter.refuse_patience(3)
-    assert [adapter.may_be_best(t) for t in (27, 28)] == [False, True]
+    for t in (27, 28):
+        random_gradients(adapter, random.Random(t))
+        adapter.before_clip(t)
+        adapter.after_update(t)
+        assert adapter.may_be_best(t) is (t == 28)
 
 
 def test_the_observer_of_ranks_tells_what_is_asked_behind_it():
@@ -195,3 +199,53 @@ def test_the_observer_of_ranks_tells_what_is_asked_behind_it():
     assert RankObserver(shows, None).prompts == ()
     shows.prompts = ["a", "b"]
     assert RankObserver(shows, None).prompts == ["a", "b"]
+
+
+# ── another number of steps than it began with ───────────────────────────────────────────────────
+
+
+def ranks_along(total, goes_on_at, other_total):
+    """Triplets kept after each step of a run that goes on with another number of steps."""
+    _, adapter = put(total=total)
+    rng, kept = random.Random(3), []
+    for t in range(1, other_total + 1):
+        if t == goes_on_at + 1:
+            saved = {n: v.clone() for n, v in adapter.state_dict().items()}
+            _, adapter = put(total=other_total)
+            adapter.load_state_dict(saved)
+        random_gradients(adapter, rng)
+        adapter.before_clip(t)
+        update(adapter)
+        logged = adapter.after_update(t)
+        kept.append(sum(int(layer.kept.sum()) for layer in adapter.layers()))
+        assert adapter.kept_triplets() == kept[-1] and (not logged or sum(logged.values()) == kept[-1])
+    return adapter, kept
+
+
+def test_with_fewer_steps_the_budget_is_spent_at_once_where_it_should_have_been_before():
+    adapter, kept = ranks_along(TOTAL, 20, 24)
+    last = round(1.5 * len(adapter.layers()))
+    assert kept[19] > last and kept[20:] == [last] * 4 and adapter.may_be_best(24)
+    assert all(not layer.lambdas[~layer.kept].any() for layer in adapter.layers())
+
+
+def test_no_weights_are_best_whose_budget_is_unspent_though_it_is_time():
+    _, adapter = put(total=TOTAL)
+    assert adapter.schedule.is_spent(30) and not adapter.may_be_best(30)
+
+
+@pytest.mark.parametrize("goes_on_at", [20, 40])
+def test_with_more_steps_no_rank_comes_back_and_the_new_schedule_ends_it(goes_on_at):
+    adapter, kept = ranks_along(TOTAL, goes_on_at, 80)
+    assert kept == sorted(kept, reverse=True) and kept[-1] == round(1.5 * len(adapter.layers())) == adapter.schedule.last
+    for t in range(goes_on_at + 1, 81):
+        if adapter.schedule.allocates(t):
+            assert kept[t - 1] == min(adapter.schedule.budget(t), kept[goes_on_at - 1])
+    assert adapter.may_be_best(80) and not adapter.may_be_best(55)
+
+
+def test_the_device_is_asked_once_how_many_are_kept(monkeypatch):
+    _, adapter = put()
+    adapter.kept_triplets()
+    monkeypatch.setattr(type(adapter), "layers", lambda self: 1 / 0)
+    assert adapter.kept_triplets() == 4 * 6

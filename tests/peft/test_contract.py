@@ -26,6 +26,7 @@ COUNTS = {  # the formulas, by hand
     "bitfit": 2 * (L * (Q + 2 * KV + D + 2 * F + D)) + V,
     "lora": L * low_rank(3, (Q, D), (KV, D), (D, F)) + low_rank(3, (V, D)),
     "rslora": low_rank(3, (KV, D), (D, Q)),
+    "lora_and_whole": L * low_rank(3, (Q, D), (KV, D)) + V * D + (2 * L + 1) * D,
     "dora": L * (low_rank(3, (Q, D), (F, D)) + Q + F),
     "houlsby": 2 * L * (2 * 5 * D + D + 5) + (2 * L + 1) * D,
     "pfeiffer": L * (2 * 5 * D + D + 5),
@@ -132,6 +133,17 @@ def test_taken_out_the_base_is_what_it_was_and_put_in_again_the_adapter_is(name)
     assert torch.equal(model(TOKENS), adapted)
 
 
+def test_taken_out_while_merged_it_is_unmerged_first():
+    model, adapter = put("lora")
+    biased.stir(adapter)
+    adapted = model(TOKENS)
+    adapter.merge()
+    adapter.remove()
+    assert torch.equal(model(TOKENS), biased.model()(TOKENS)) and not adapter.is_merged
+    use(model, adapter)
+    assert torch.equal(model(TOKENS), adapted)
+
+
 @every
 def test_merged_it_computes_the_same_and_unmerged_the_base_is_whole_to_the_bit(name):
     model, adapter = put(name)
@@ -207,6 +219,16 @@ def test_as_many_parameters_as_the_formula_says(name):
     _, adapter = put(name)
     assert sum(p.numel() for p in adapter.trained().values()) == COUNTS[name]
     assert trained_rows(adapter)[-1][3] == COUNTS[name] == sum(row[3] for row in trained_rows(adapter)[:-1])
+
+
+def test_the_table_says_of_each_part_how_many_it_is_and_its_per_cent_of_the_base():
+    adapter = apply(biased.model(), AdapterConfig("lora", targets=("v_proj",), rank=3, also=("norm",)))
+    base = sum(p.numel() for p in biased.model().parameters())
+    v, norm = 3 * (KV + D), D
+    assert trained_rows(adapter) == [(name, n, rank, n * size, pytest.approx(100 * n * size / base, rel=1e-12)) for name, n, rank, size in (
+        ("layers.*.attn_norm.weight", 2, "", norm), ("layers.*.mlp_norm.weight", 2, "", norm), ("final_norm.weight", 1, "", norm),
+        ("layers.*.attn.v_proj", 2, "3", v))] + [
+        ("all that is trained", 7, "", 5 * norm + 2 * v, pytest.approx(100 * (5 * norm + 2 * v) / base, rel=1e-12))]
 
 
 @every

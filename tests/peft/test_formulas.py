@@ -179,6 +179,13 @@ def test_the_gradients_of_virtual_tokens_are_the_slopes():
                                     (x.requires_grad_(), virtual.vectors))
 
 
+def test_a_prefix_begins_with_gaussian_keys_and_no_values():
+    attn = biased.model().layers[0].attn
+    prefix = PrefixAttention(attn, AdapterConfig("prefix", length=2000), generator())
+    assert prefix.k.shape == prefix.v.shape == (3, 2000, 10)
+    assert abs(prefix.k.std() - 1) < 0.02 and abs(prefix.k.mean()) < 0.02 and prefix.k.abs().max() > 3 and not prefix.v.any()
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_prefix_is_keys_and_values_that_all_may_look_at(causal):
     model = biased.model()
@@ -235,6 +242,12 @@ def test_adalora_is_the_papers_triple_product():
     layer = trained(AdaLoRALinear(base(), AdapterConfig("adalora", rank=3, alpha=7.0, target_rank=2), generator()))
     W = layer.base.weight + 7 / 3 * layer.P @ torch.diag(layer.lambdas) @ layer.Q
     torch.testing.assert_close(layer(X), X @ W.T + layer.base.bias, rtol=0, atol=1e-12)
+
+
+def test_adaloras_columns_and_rows_begin_near_length_one_and_its_lambdas_at_zero():
+    layer = AdaLoRALinear(nn.Linear(400, 300), AdapterConfig("adalora", rank=100), generator())
+    assert abs(layer.P.std() * math.sqrt(300) - 1) < 0.02 and abs(layer.Q.std() * math.sqrt(400) - 1) < 0.02
+    assert max(abs(layer.P.mean()), abs(layer.Q.mean())) < 0.001 and layer.P.min() < 0 and not layer.lambdas.any()
 
 
 def test_the_orthogonality_term_is_the_papers_two_squared_norms():

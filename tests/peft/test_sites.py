@@ -34,6 +34,31 @@ def test_layers_are_a_slice():
         chosen_layers(model, "7:")
 
 
+def test_roles_alone_are_trained_where_no_layer_is():
+    assert sorted(apply(biased.model(), AdapterConfig("freeze", layers="0:0", also=("embedding", "head", "norm"))).trained()) == [
+        "embed.weight", "final_norm.weight", "layers.0.attn_norm.weight", "layers.0.mlp_norm.weight", "layers.1.attn_norm.weight",
+        "layers.1.mlp_norm.weight"]  # the head is the embedding
+    assert [*classifier("freeze", layers="0:0")[1].trained()] == [f"heads.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")]
+    with pytest.raises(UserError, match="nothing would be trained"):
+        apply(biased.model(), AdapterConfig("freeze", layers="0:0"))
+
+
+@pytest.mark.parametrize(("method", "matrices"), [
+    ("lora", ["q_proj", "v_proj"]), ("dora", ["q_proj", "v_proj"]),
+    ("adalora", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+    ("bitfit", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]), ("ia3", ["k_proj", "v_proj", "down_proj"])])
+def test_where_nothing_is_named_it_is_the_papers_matrices(method, matrices):
+    adapter = apply(biased.model(), AdapterConfig(method))
+    assert [swap.site.path for swap in adapter.wrappers()] == [
+        f"layers.{i}.{'mlp' if m in ('gate_proj', 'up_proj', 'down_proj') else 'attn'}.{m}" for i in (0, 1) for m in matrices]
+
+
+@pytest.mark.parametrize(("placement", "places"), [("both", ["attn", "mlp"]), ("mlp", ["mlp"])])
+def test_a_bottleneck_stands_behind_both_sub_layers_or_behind_the_mlp(placement, places):
+    adapter = apply(biased.model(), AdapterConfig("houlsby", placement=placement))
+    assert [swap.site.path for swap in adapter.wrappers()] == [f"layers.{i}.{place}" for i in (0, 1) for place in places]
+
+
 def test_roles_are_told_by_the_module():
     model = biased.model()
     assert [s.path for s in with_role(model, ("norm",))] == [
@@ -89,6 +114,18 @@ def test_the_base_of_another_adapter_is_told_by_its_bytes():
     with torch.no_grad():
         other.layers[1].mlp.up_proj.weight[3, 4] += 1e-6
     assert one.fingerprint == same.fingerprint != apply(other, biased.CONFIGS["lora"]).fingerprint
+
+
+@pytest.mark.parametrize("change", [{"architecture": "encoder"}, {"n_heads": 3, "n_kv_heads": 3}, {"n_kv_heads": 3},
+                                    {"rope_theta": 500.0}, {"norm_eps": 1e-6}], ids=str)
+def test_a_base_of_the_same_tensors_that_computes_something_else_is_another(change):
+    """Six heads of 10 or three of 20 have the same matrices."""
+    whole = {"n_heads": 6, "n_kv_heads": 6}
+    models = [tiny.model(**whole), tiny.model(**{**whole, **change})]
+    same = [{name: (t.shape, t.sum().item()) for name, t in m.state_dict().items()} for m in models]
+    assert (same[0] == same[1]) is ("n_kv_heads" not in change or "n_heads" in change)
+    one, other = (apply(m, AdapterConfig("lora", rank=3)).fingerprint for m in models)
+    assert one != other
 
 
 def test_the_seed_decides_what_is_drawn():

@@ -19,7 +19,7 @@ from minialpaca.peft import METHODS, apply
 from minialpaca.peft.linear import wide
 from minialpaca.peft.lora import LoRALinear
 from minialpaca.storage import checkpoint
-from minialpaca.trainer import Trainer
+from minialpaca.trainer import Trainer, evaluate
 
 ADALORA = AdapterConfig("adalora", targets=("q_proj", "up_proj"), rank=4, target_rank=1.5, alpha=7.0, interval=2,
                         warmup_part=0.2, final_part=0.4)
@@ -104,6 +104,28 @@ def test_a_gradient_that_is_no_number_never_reaches_the_averages(tmp_path):
 
 
 # ── AdaLoRA along a run ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("split", [(8, 1), (2, 4)])
+def test_the_ranks_follow_the_schedule_of_optimiser_steps_whatever_a_step_is_made_of(tmp_path, split):
+    tuning = trainer(tmp_path, ADALORA, split, OptimConfig(lr=0.01, warmup_steps=0))
+    schedule, n = tuning.adapter.schedule, len(tuning.adapter.layers())
+    assert (schedule.total, schedule.warmup, schedule.final, n) == (20, 4, 8, 4)
+    budget, kept = 4 * n, []
+    for step in range(1, 21):
+        tuning.take_step()
+        if step == 12 or 4 <= step < 12 and step % 2 == 0:
+            budget = round(6 + (16 - 6) * (1 - (step - 4) / 8) ** 3)
+        kept.append(sum(layer.rank for layer in tuning.adapter.layers()))
+        assert kept[-1] == budget
+    assert kept[0] == 16 and kept[-1] == 6
+
+
+def test_the_penalty_is_no_part_of_what_an_evaluation_says(tmp_path):
+    tunings = [trainer(tmp_path / str(gamma), dataclasses.replace(ADALORA, orthogonality=gamma)) for gamma in (0.3, 0.0)]
+    found = [evaluate(t.model, t.task, t.device) for t in tunings]
+    assert tunings[0].adapter.penalty() > 0.01 and found[0]["val_loss"] > 0
+    assert found[0] == found[1]
 
 
 def test_no_best_is_chosen_before_the_budget_is_spent(tmp_path, monkeypatch):
