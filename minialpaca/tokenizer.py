@@ -16,6 +16,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from minialpaca.errors import UserError, reason
 
 SPACE = "▁"  # SentencePiece's picture of a space, U+2581
 UNK, BOS, EOS, PAD = 0, 1, 2, 3  # in own vocabularies; Llama's has the first three and no pad
+WORD = re.compile(r"\n| *[^ \n]+| +")  # with the spaces before it; no piece of a BPE vocabulary reaches from one into the next
+LONG_WORD = 16  # characters; where there are fewer spaces than that, words are not worth looking up
+MOST_WORDS = 1 << 18  # kept in memory
 TRICKY = "\n\n  two spaces\ttab … ＡＢＣ 全角 漢字 😀 ▁ </s><pad>### Response:\n"
 
 
@@ -47,6 +51,9 @@ class Tokenizer:
         self.pad = self._pieces.pad_id() if self._pieces.pad_id() >= 0 else self._pieces.unk_id()
         self.piece_bytes = [self._bytes_of(i) for i in range(self.vocab_size)]
         self._newline = self._pieces.encode("\n")
+        self._words_stand_alone = self._is_bpe() and not any(
+            SPACE in self._pieces.id_to_piece(i).lstrip(SPACE) for i in range(self.vocab_size))
+        self._seen: dict[str, list[int]] = {}  # word → its ids
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -106,12 +113,29 @@ class Tokenizer:
         return ids
 
     def encode_all(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """`encode(text, starts=starts)` of many (text, starts) at once, on all cores."""
+        """`encode(text, starts=starts)` of many (text, starts) at once: word by word where words stand alone, each of them
+        once; else (Chinese, unigram) by SentencePiece on all cores.
+        """
         plain = [text if starts else "\n" + text for text, starts in texts]
-        _refuse_half_pairs("".join(plain))
+        together = "".join(plain)
+        _refuse_half_pairs(together)
+        if self._words_stand_alone and together.count(" ") * LONG_WORD > len(together):
+            return [self._by_words(text, starts) for text, starts in texts]
         found = self._pieces.encode(plain, num_threads=os.cpu_count() or 1)
         return [self.encode(text, starts=starts) if SPACE in text or not text else ids if starts else ids[len(self._newline):]
                 for (text, starts), ids in zip(texts, found)]
+
+    def _by_words(self, text: str, starts: bool) -> list[int]:
+        if SPACE in text or not text:
+            return self.encode(text, starts=starts)
+        ids: list[int] = []
+        for word in WORD.findall(" " + text if starts else text):  # with the implied space
+            if (found := self._seen.get(word)) is None:
+                found = self._seen[word] = self._continue(word)
+            ids += found
+        if len(self._seen) > MOST_WORDS:
+            self._seen.clear()
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; control ids are silent, broken UTF-8 becomes U+FFFD."""
@@ -139,6 +163,10 @@ class Tokenizer:
     def _continue(self, text: str) -> list[int]:
         # No piece spans a newline, so what follows one is encoded as it is in mid-text.
         return self._pieces.encode("\n" + text)[len(self._newline):] if text else []
+
+    def _is_bpe(self) -> bool:
+        """Its pieces are merged in the order of their scores, which are 0, −1, −2, …; a unigram's are logarithms."""
+        return all(self._pieces.get_score(i).is_integer() for i in range(self.vocab_size))
 
     def _starts_with_space(self, i: int) -> bool:
         return self._pieces.id_to_piece(i).startswith(SPACE)

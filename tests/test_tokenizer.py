@@ -8,6 +8,7 @@ import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from minialpaca import tokenizer as tokenizer_module
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError
 from minialpaca.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
@@ -68,6 +69,48 @@ def test_many_at_once_are_each_alone(kind):
     holds()
     with pytest.raises(UserError, match="half a surrogate pair"):
         tokenizer.encode_all([("fine", True), ("\ud800", False)])
+
+
+WORDS = st.lists(st.sampled_from(["the", "quick", "Mirava", "漢字", "1234", "naïve", "", " ", "\n", "\nthe", "a\tb", "(", "😀", "▁", "lazy dog"]),
+                 min_size=4, max_size=30).map(" ".join)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_that_are_looked_up_are_what_they_are_in_their_text(kind):
+    tokenizer = tiny.tokenizer(kind)
+    assert tokenizer._words_stand_alone is (kind == "bpe")
+
+    @FAST
+    @given(st.lists(st.tuples(WORDS, st.booleans()), min_size=1, max_size=4))
+    def holds(texts):
+        assert tokenizer.encode_all(texts) == [tokenizer.encode(text, starts=starts) for text, starts in texts]
+
+    holds()
+
+
+def test_a_word_is_asked_of_sentencepiece_once_and_few_spaces_are_not_looked_for(monkeypatch):
+    tokenizer = tiny.tokenizer("bpe")
+    text = "the quick brown fox jumps over the lazy dog " * 3
+    first = tokenizer.encode_all([(text, True)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "_continue", lambda self, word: 1 / 0)
+        assert tokenizer.encode_all([(text, True)]) == first
+        assert tokenizer.encode_all([("漢字" * 40 + " ", True)])
+    monkeypatch.setattr(tokenizer_module, "MOST_WORDS", 3)
+    tokenizer.encode_all([(text, True)])
+    assert not tokenizer._seen
+
+
+def test_words_do_not_stand_alone_where_a_piece_holds_several():
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["of the day and of the night"] * 50), model_writer=model,
+                                             model_type="bpe", vocab_size=290, hard_vocab_limit=False, byte_fallback=True, pad_id=3,
+                                             normalization_rule_name="identity", remove_extra_whitespaces=False,
+                                             split_by_whitespace=False, user_defined_symbols=["\n"], minloglevel=2)
+    tokenizer = Tokenizer(model.getvalue())
+    assert any("▁" in tokenizer._pieces.id_to_piece(i).lstrip("▁") for i in range(tokenizer.vocab_size))
+    assert not tokenizer._words_stand_alone
+    assert tokenizer.encode_all([("of the day", True)]) == [tokenizer.encode("of the day")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -24,7 +24,7 @@ from minialpaca.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 CHUNK = 1 << 16  # characters of a long document that are encoded together
-AT_ONCE = 1 << 18  # characters that are encoded at once, in pieces, on all cores
+AT_ONCE = 1 << 18  # characters that are encoded at once
 
 Part = tuple[str, bool]  # a stretch of a document, and whether the document ends with it
 OnBytes = Callable[[int], None]
@@ -154,7 +154,7 @@ def _encode(stream: Iterator[Part], tokenizer: Tokenizer, writer: TokenWriter,
 
 
 def _gathered(stream: Iterator[Part]) -> Iterator[list[tuple[str, bool, bool]]]:
-    """(text, whether a document starts with it, whether it ends), as many as are encoded at once on all cores."""
+    """(text, whether a document starts with it, whether it ends), as many as are encoded at once."""
     held: list[tuple[str, bool, bool]] = []
     size, starts = 0, True
     for text, ends in stream:

@@ -9,10 +9,12 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from minialpaca.errors import UserError, reason
 
 LONGEST_READ = 1 << 20  # bytes; a line longer than this arrives in parts, so that no line has to fit in memory
+AT_ONCE = 1 << 16  # bytes that are cut into lines together
 SHOWN_FAULTS = 10
 
 
@@ -64,25 +66,33 @@ def read_lines(path: Path, on_bytes: Callable[[int], None] = lambda n: None, enc
         with open(path, "rb") as disk, (gzip.open(disk) if path.suffix == ".gz" else disk) as file:
             if "\n".encode(encoding) != b"\n":  # UTF-16 and the like, in which that byte need not end a line
                 file, decode = _as_utf8(file.read(), encoding), codecs.getincrementaldecoder("utf-8")().decode
-            while data := file.readline(LONGEST_READ):
-                if data.endswith(b"\r"):  # cut within CRLF
-                    data += file.readline(1)
-                text = decode(data)
-                if used == 0 and text.startswith("\ufeff"):
-                    text = text[1:]
-                yield number, text[:-2] + "\n" if text.endswith("\r\n") else text
-                number += data.endswith(b"\n")
+            while data := _whole_lines_of(file):
+                text = decode(data).replace("\r\n", "\n")
+                *lines, last = (text if used else text.removeprefix("\ufeff")).split("\n")
+                for number, line in enumerate(lines, number):
+                    yield number, line + "\n"
+                number += bool(lines)
+                if last:
+                    yield number, last
                 before, used = used, disk.tell()
                 on_bytes(used - before)
             decode(b"", final=True)
     except UnicodeError as error:
-        number = getattr(error, "line", number)
+        number = getattr(error, "line", number + getattr(error, "object", b"")[:getattr(error, "start", 0)].count(b"\n"))
         raise UserError(f"{path}, line {number}: is not {encoding.upper()} ({getattr(error, 'reason', error)}); "
                         f"{mend.format(_likely(error, encoding))}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}, line {number}: the gzip file is broken or cut off ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+
+
+def _whole_lines_of(file: BinaryIO) -> bytes:
+    """Many lines at once, which Python cuts and decodes quickly; not the end of one that is too long, nor half a CRLF."""
+    data = file.read(min(AT_ONCE, LONGEST_READ))
+    if data and not data.endswith(b"\n"):
+        data += file.readline(LONGEST_READ - len(data))
+    return data + file.read(1) if data.endswith(b"\r") else data
 
 
 def _likely(error: UnicodeError, encoding: str) -> str:
