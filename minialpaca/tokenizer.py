@@ -17,7 +17,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -26,7 +26,7 @@ from minialpaca.errors import UserError, reason
 
 SPACE = "▁"  # SentencePiece's picture of a space, U+2581
 UNK, BOS, EOS, PAD = 0, 1, 2, 3  # in own vocabularies; Llama's has the first three and no pad
-WORD = re.compile(r"\n| *[^ \n]+| +")  # with the spaces before it; no piece of a BPE vocabulary reaches from one into the next
+SEVERAL_SPACES = re.compile(r"(?:^|(?<=[^ ]) )( *[^ ]*)")
 LONG_WORD = 16  # characters; where there are fewer spaces than that, words are not worth looking up
 MOST_WORDS = 1 << 18  # kept in memory
 TRICKY = "\n\n  two spaces\ttab … ＡＢＣ 全角 漢字 😀 ▁ </s><pad>### Response:\n"
@@ -53,7 +53,7 @@ class Tokenizer:
         self._newline = self._pieces.encode("\n")
         self._words_stand_alone = self._is_bpe() and not any(
             SPACE in self._pieces.id_to_piece(i).lstrip(SPACE) for i in range(self.vocab_size))
-        self._seen: dict[str, list[int]] = {}  # word → its ids
+        self._seen = Remembered(lambda word: self._continue(" " + word))  # word behind a space → ids of both
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -128,13 +128,17 @@ class Tokenizer:
     def _by_words(self, text: str, starts: bool) -> list[int]:
         if SPACE in text or not text:
             return self.encode(text, starts=starts)
-        ids: list[int] = []
-        for word in WORD.findall(" " + text if starts else text):  # with the implied space
-            if (found := self._seen.get(word)) is None:
-                found = self._seen[word] = self._continue(word)
-            ids += found
         if len(self._seen) > MOST_WORDS:
             self._seen.clear()
+        ids, space = [], " "  # a text that starts has an implied space before it
+        if not starts:
+            head, space, text = text.partition(" ")
+            ids = self._continue(head)
+        words = text.split(" ") if space else []
+        if "" in words:  # of several spaces together the first is cut off, the others belong to the word
+            words = SEVERAL_SPACES.findall(text)
+        for word in words:
+            ids += self._seen[word]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -180,6 +184,18 @@ class Tokenizer:
         if self._pieces.is_byte(i):
             return bytes([int(piece[3:5], 16)])
         return piece.replace(SPACE, " ").encode()
+
+
+class Remembered(dict):
+    """What `make` gives of a key, made once."""
+
+    def __init__(self, make: Callable):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, key):
+        found = self[key] = self.make(key)
+        return found
 
 
 def _refuse_half_pairs(text: str) -> None:
