@@ -33,9 +33,8 @@ from pathlib import Path
 from minialpaca import run
 from minialpaca.config import FinetuneConfig, Sampling
 from minialpaca.data.instructions import prompt_ids
-from minialpaca.decode import swift
 from minialpaca.errors import UserError, command
-from minialpaca.generate import say
+from minialpaca.generate import quick, say
 
 SETTINGS = {**{f.name: f.type for f in dataclasses.fields(Sampling)}, "max_new_tokens": int}
 HELP = f"""/input TEXT        give the next instruction an input
@@ -116,7 +115,7 @@ def main() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # what is no UTF-8 gets an answer of its own
     model, tokenizer = run.load(args.run, args.checkpoint, run.pick_device(args.device))
-    chat = Chat(swift(model, args.int8, args.compile), tokenizer, args.max_new_tokens, how)
+    chat = Chat(quick(model, tokenizer, args), tokenizer, args.max_new_tokens, how)
     if sys.stdin.isatty():
         print("Ask something; /help lists the commands.")
         with contextlib.suppress(ImportError):  # Windows has none

@@ -36,6 +36,7 @@ from minialpaca.errors import UserError, command
 from minialpaca.log import visible
 from minialpaca.model import Source, Transformer
 from minialpaca.sampling import choose
+from minialpaca.speculate import Speculator, with_draft
 from minialpaca.tokenizer import Tokenizer
 
 
@@ -137,11 +138,21 @@ def continued(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterable[int]
 # ── command line ─────────────────────────────────────────────────────────────────────────────────
 
 
-def say(model: Transformer | Stepper, tokenizer: Tokenizer, ids: list[int], max_new: int | None, how: Sampling,
+def quick(model: Transformer, tokenizer: Tokenizer, args: argparse.Namespace) -> Transformer | Stepper | Speculator:
+    """As the options of `commandline.add_speed` ask for it."""
+    commandline.at_least_one("--draft-tokens", args.draft_tokens)
+    if args.draft is None:
+        return swift(model, args.int8, args.compile)
+    return with_draft(model, tokenizer, args.draft, args.draft_tokens, args.int8, args.compile)
+
+
+def say(model: Transformer | Stepper | Speculator, tokenizer: Tokenizer, ids: list[int], max_new: int | None, how: Sampling,
         goes_on: bool = False) -> None:
     """Print as it comes an answer, or with `goes_on` what stands behind the text of `ids`; at most what fits the context."""
     fits = room(model, [ids], None)
-    tokens = (row[0] for row in stream(model, [ids], tokenizer.eos, min(max_new or fits, fits), how))
+    most = min(max_new or fits, fits)
+    tokens = (model.stream(ids, tokenizer.eos, most, how) if isinstance(model, Speculator)
+              else (row[0] for row in stream(model, [ids], tokenizer.eos, most, how)))
     for text in continued(tokenizer, ids, tokens) if goes_on else tokenizer.stream(tokens):
         print(visible(text), end="", flush=True)
     print()
@@ -160,7 +171,7 @@ def main() -> None:
     prompts = [prompt_ids(tokenizer, text, args.input) if is_tuned else [tokenizer.bos, *tokenizer.encode(text)]
                for text in args.text]
     room(model, prompts, None)  # a text that is too long is refused before the first is answered
-    model = swift(model, args.int8, args.compile)
+    model = quick(model, tokenizer, args)
     for i, (text, ids) in enumerate(zip(args.text, prompts)):
         if len(prompts) > 1:
             print("\n" * (i > 0) + visible(f"> {text}"))

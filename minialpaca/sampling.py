@@ -16,14 +16,21 @@ def choose(logits_BV: Tensor, seen_BV: Tensor, how: Sampling, generators: list[t
 
     The next token of each row. Order: penalty, temperature, top-k, top-p, min-p, draw. Ackley et al. 1985.
     """
+    if how.temperature == 0:
+        return greedy(penalise_repetition(logits_BV, seen_BV, how.repetition_penalty))
+    return draw(distribution(logits_BV, seen_BV, how), generators)
+
+
+def distribution(logits_BV: Tensor, seen_BV: Tensor, how: Sampling) -> Tensor:
+    """What `choose` draws each row from, as probabilities (B, V); where it is greedy, all on the likeliest."""
     logits_BV = penalise_repetition(logits_BV, seen_BV, how.repetition_penalty)
     if how.temperature == 0:
-        return greedy(logits_BV)
+        return torch.zeros_like(logits_BV).scatter(-1, greedy(logits_BV)[:, None], 1.0)
     # From the largest down, so that a temperature next to 0 gives −∞ and never ∞, whose softmax is NaN.
     logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(how.temperature, 1e-30)
     logits_BV = keep_top_k(logits_BV, how.top_k)
     logits_BV = keep_min_p(keep_top_p(logits_BV, how.top_p), how.min_p)
-    return draw(logits_BV.softmax(-1), generators)
+    return logits_BV.softmax(-1)
 
 
 def greedy(logits_BV: Tensor) -> Tensor:

@@ -131,3 +131,19 @@ def test_a_run_folder_holds_what_the_design_says(pretrained, tuned):
     one, other = (config.load(form, folder / "config.toml") for form, folder in
                   ((config.PretrainConfig, pretrained), (config.FinetuneConfig, tuned)))
     assert one.model.vocab_size == other.model.vocab_size == Tokenizer.load(pretrained / "tokenizer.model").vocab_size
+
+
+def test_a_draft_changes_nothing_of_what_is_said_and_has_to_fit(tuned, pretrained, pretrain_command, objective_command, tmp_path, monkeypatch):
+    plain = [module(generate.main, monkeypatch, tuned, "How many?", *how) for how in ((), ("--repetition-penalty", "1.4"))]
+    for draft in (pretrained, tuned):
+        for how, said in zip(((), ("--repetition-penalty", "1.4")), plain):
+            assert module(generate.main, monkeypatch, tuned, "How many?", "--draft", draft, "--draft-tokens", "3", *how) == said
+    assert module(generate.main, monkeypatch, tuned, "How many?", "--draft", tuned, "--int8") == plain[0]
+    spoken = module(chat.main, monkeypatch, tuned, "--draft", pretrained, stdin="How many?\n")
+    assert spoken.code == 0 and spoken.out == module(chat.main, monkeypatch, tuned, stdin="How many?\n").out
+    refused(module(generate.main, monkeypatch, tuned, "Hi", "--draft", pretrained, "--draft-tokens", "0"), "--draft-tokens 0: must be at least 1")
+    refused(module(generate.main, monkeypatch, tuned, "Hi", "--draft", tmp_path), f"{tmp_path}: is no run folder")
+    assert pretrain(pretrain_command, tmp_path / "other", "tokenizer.kind=char").code == 0
+    refused(module(generate.main, monkeypatch, tuned, "Hi", "--draft", tmp_path / "other"), "has another vocabulary than the model")
+    pretrain(objective_command["masked"], tmp_path / "encoder")
+    refused(module(generate.main, monkeypatch, tuned, "Hi", "--draft", tmp_path / "encoder"), "holds an encoder")

@@ -144,3 +144,27 @@ of("decode:HeldBlock.forward", "test_decode.py::test_a_step_says_what_the_model_
 
 of("decode:Stepper.next_logits", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]",
    ("real_BS.sum(-1) - 1", "real_BS.sum(-1)"), ("real_BS.sum(-1) - 1", "place_1.expand(len(tokens_BT))"))
+
+of("speculate:chance", "test_speculate.py::test_drafted_and_judged_a_token_is_distributed_as_the_large_model_has_it",
+   ("p_V[token] / q_V[token]", "q_V[token] / p_V[token]"),
+   ("p_V[token] / q_V[token]", "p_V[token]"),
+   ("min(1.0", "max(1.0"),
+   ("min(1.0, (p_V[token] / q_V[token]).item())", "float(p_V[token] >= q_V[token])"))  # the draft stays or not by the sign alone
+
+of("speculate:residual", "test_speculate.py::test_drafted_and_judged_a_token_is_distributed_as_the_large_model_has_it",
+   ("p_V - q_V", "q_V - p_V"),
+   (".clamp(min=0)", ".abs()"),
+   ("more_V / total if total > 0 else p_V", "p_V"),
+   ("more_V / total", "more_V"))
+
+of("speculate:judged", "test_speculate.py::test_the_draft_stays_up_to_the_first_that_does_not",
+   (">= chance", "< chance"),
+   ("p_NV[-1:]", "p_NV[:1]"),
+   ("drafted[:n]", "drafted[:n + 1]"))
+
+of("speculate:Speculator._round", "test_speculate.py::test_greedy_it_is_the_same_text[penalised-5]",
+   ("*tokens[:m]", "*tokens"),
+   ("[-len(tokens) - 1:]", "[:len(tokens) + 1]"))
+
+of("speculate:Speculator.stream", "test_speculate.py::test_greedy_it_is_the_same_text[greedy-5]",
+   ("reader.forget(len(ids) - 1)", "reader.forget(len(ids))"))
