@@ -58,7 +58,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x (…, T, K); pairs are adjacent dimensions (2i, 2i+1), as in the papers of RoPE and Llama. cos and sin
     broadcast to (…, T, P). So q_m·k_n depends on m − n alone. Su et al. 2021, eq. 34.
     """
-    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.to(cos.dtype).view(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)
 
@@ -132,7 +132,7 @@ class Attention(nn.Module):
         return (q_BHTK, k_BGTK, v_BGTK) if cache is None else (q_BHTK, *cache.extend(k_BGTK, v_BGTK))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.d_head)).transpose(1, 2)
+        return x.view(*x.shape[:-1], heads, self.d_head).transpose(1, 2)
 
     def _for_each_query_head(self, x_BGSK: Tensor) -> Tensor:
         """g = ⌊hG/H⌋ is the key/value head of query head h   [gqa.1]   Ainslie et al. 2023, §2.2."""
@@ -148,8 +148,10 @@ class Attention(nn.Module):
         k_BHSK, v_BHSK = self._for_each_query_head(k_BGSK), self._for_each_query_head(v_BGSK)
         T, dropout = q_BHTK.shape[2], self.dropout if self.training else 0.0
         if self.fused and maps is None:
-            return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=may_look, dropout_p=dropout,
-                                                  is_causal=self.causal and may_look is None and T > 1)
+            looks_back = self.causal and may_look is None
+            if T == 1:
+                looks_back = False
+            return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=may_look, dropout_p=dropout, is_causal=looks_back)
         if may_look is None and self.causal:
             may_look = causal(k_BHSK.shape[2] - T, T, q_BHTK.device)
         mix_BHTK, map_BHTS = spelled_attention(q_BHTK, k_BHSK, v_BHSK, may_look, dropout)
@@ -246,6 +248,7 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
         self.register_module("virtual", None)  # where prompt tuning puts its vectors: called with (x_BTD, real_BT)
         self.recompute = False
+        self.compiled: Callable | None = None  # compiling.py's way to call a block
         self.causal, self.two_stacks = cfg.architecture != "encoder", cfg.architecture == "encoder_decoder"
         if self.two_stacks:
             self.encoder = Encoder(cfg)
@@ -295,11 +298,14 @@ class Transformer(nn.Module):
         return (x_BTD, real_BT) if self.virtual is None or (cache and cache.length) else self.virtual(x_BTD, real_BT)
 
     def _through(self, layer: Block) -> Callable[..., Tensor]:
-        """The layer; with `recompute` one that keeps its input alone and computes the rest again on the way back."""
-        if not (self.recompute and torch.is_grad_enabled()):
+        """The layer; where it is trained compiled, if asked for, and with `recompute` one that keeps its input alone and computes
+        the rest again on the way back.
+        """
+        if not torch.is_grad_enabled():
             return layer
+        run = functools.partial(self.compiled, layer) if self.compiled else layer
         # The reentrant one loses frozen inputs' gradients.
-        return functools.partial(checkpoint, layer, use_reentrant=False, context_fn=precision.as_before)
+        return functools.partial(checkpoint, run, use_reentrant=False, context_fn=precision.as_before) if self.recompute else run
 
     @property
     def n_virtual(self) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minialpaca import determinism, memory, parallel, precision, products
+from minialpaca import compiling, determinism, memory, parallel, precision, products
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View, fault_of
 from minialpaca.config import OptimConfig, TrainConfig
 from minialpaca.data.batch import Batch
@@ -84,6 +84,7 @@ class Trainer:
         if adapter:
             adapter.refuse_patience(train.patience)
             adapter.start(self.total_steps)
+        self.compiles = self._compile()
         self.keeper = Keeper(folder, train, task, adapter or model, self.optimizer, self.scaler, recipe, self.device)
         self.keeper.refuse_little_room()
         self.stop = Stop()
@@ -99,7 +100,7 @@ class Trainer:
         if self.total_steps < self.optim.warmup_steps:
             print(f"note: optim.warmup_steps = {self.optim.warmup_steps} and only {self.total_steps} steps: the learning rate "
                   f"never reaches optim.lr; lower the first, or train longer (train.epochs)")
-        print(f"precision: {self.policy.name} ({self.policy.reason})" + products.said(self.device))
+        print(f"precision: {self.policy.name} ({self.policy.reason})" + products.said(self.device) + f"; layers are {self.compiles}")
         if self.task.longest()[0]:
             print(self.memory())
             if self.device.type == "cpu":
@@ -118,6 +119,13 @@ class Trainer:
         if self.keeper.saving.count:
             print(self.keeper.saving)
         return self.state
+
+    def _compile(self) -> compiling.Choice:
+        tokens = self.total_batches * self.train.batch_size * sum(self.task.longest())
+        found = compiling.choice(self.train.compile, self.device, compiling.flops_of(self.model, tokens))
+        if found.compiles:
+            compiling.compile_blocks(self.model)
+        return found
 
     def _done(self) -> bool:
         return self.state["step"] >= self.total_steps or self.state["stopped_early"]

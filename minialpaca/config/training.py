@@ -109,6 +109,8 @@ class TrainConfig:
     """Equal bits or none: only algorithms whose sums do not depend on timing (slower on a GPU), tried out before the first step; continued in the same surroundings only."""
     recompute: bool = False
     """Whether layers keep nothing but their input and are computed again on the way back (activation checkpointing): less memory, a third more time, the same numbers."""
+    compile: str = "auto"
+    """Whether layers are compiled by torch.compile before the first step: `on`, `off`, or `auto`: in long runs on a CPU that has a C++ compiler, where it was measured to pay. The numbers are the same up to rounding."""
     save_every: int = 0
     """Steps between checkpoints besides those at evaluations; 0 for none."""
     keep: int = 1
@@ -125,6 +127,7 @@ class TrainConfig:
                      for name in ("steps", "eval_batches", "save_every", "patience")})
         check(self, {"epochs": (0 < self.epochs < math.inf, "must be positive"),
                      "precision": (self.precision in ("auto", "fp32", "bf16", "fp16"), "use auto, fp32, bf16 or fp16"),
+                     "compile": (self.compile in ("auto", "on", "off"), "use auto, on or off"),
                      "best_by": (self.best_by in ("val_loss", "val_accuracy", "val_macro_f1"),
                                  "use val_loss, val_accuracy or val_macro_f1")})
 

@@ -1,0 +1,77 @@
+"""Blocks compiled by torch.compile: one pass over memory for what stands between two products, there and back.
+
+One block is compiled once, for all of them and for any length, so a run that goes on elsewhere in its data computes the same bits.
+Only where a gradient is asked for: evaluation and generation go as they always do. What is trained, its names and its files stay
+the same.
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from minialpaca.errors import UserError
+from minialpaca.model import Block, Transformer
+
+WORTH_IT = 1e14  # multiplications and additions of a whole run; on two cores ten minutes, of which a tenth is saved by compiling for half of one
+
+
+@dataclass(frozen=True)
+class Choice:
+    compiles: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{'compiled' if self.compiles else 'not compiled'} ({self.reason})"
+
+
+def choice(asked: str, device: torch.device, flops: float) -> Choice:
+    """`auto`: where it was measured to pay, which is a long run on a CPU with a C++ compiler. `flops`: of the whole run, by `flops_of`."""
+    missing = lacks(device)
+    if asked == "on" and missing:
+        raise UserError(f"train.compile = 'on': needs {missing}; install it, or set train.compile=off")
+    if asked != "auto":
+        return Choice(asked == "on", "as asked")
+    if device.type != "cpu":
+        return Choice(False, "not measured on this kind of device; train.compile=on asks for it")
+    if missing:
+        return Choice(False, f"it would need {missing}")
+    return Choice(flops >= WORTH_IT, f"{flops:.1e} operations are {'more' if flops >= WORTH_IT else 'less'} than the {WORTH_IT:.0e} from which it pays")
+
+
+def lacks(device: torch.device) -> str | None:
+    """What torch.compile would need and does not find."""
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "the package triton"
+    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    return None if any(map(shutil.which, compilers)) else "a C++ compiler (g++ or clang++, or the one that CXX names)"
+
+
+def flops_of(model: nn.Module, tokens: int) -> float:
+    """6 per weight of a matrix and token: one multiplication and one addition forward, twice that on the way back.
+
+    Kaplan et al. 2020, §2.1, who leave out attention's scores, too.
+    """
+    return 6.0 * tokens * sum(p.numel() for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters())
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """From here on the model's blocks run compiled where they are trained."""
+    for part in model.modules():
+        if isinstance(part, Transformer):
+            part.compiled = compiled()
+
+
+@functools.cache
+def compiled() -> Callable:
+    """(block, *its arguments) → what it says. Units are dropped as PyTorch would without compiling, in fp32."""
+    return torch.compile(call, dynamic=True, options={"fallback_random": True})
+
+
+def call(block: Block, *arguments):
+    return block(*arguments)

@@ -1,0 +1,82 @@
+"""Compiled blocks compute what they compute uncompiled, are compiled once for all lengths, and change no name."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from ragged import CPU, PLAIN, Ragged, make, metrics, ragged
+from running import ROOT
+
+from minialpaca import compiling
+from minialpaca.compiling import WORTH_IT, choice, flops_of
+from minialpaca.errors import UserError
+
+needs_compiler = pytest.mark.skipif(compiling.lacks(CPU) is not None, reason="torch.compile needs a C++ compiler, and there is none")
+
+
+@pytest.mark.parametrize(("asked", "device", "flops", "compiles", "reason"), [
+    ("on", "cpu", 0, True, "as asked"), ("off", "cpu", 1e18, False, "as asked"), ("auto", "cpu", WORTH_IT, True, "more than"),
+    ("auto", "cpu", 0.99 * WORTH_IT, False, "less than"), ("auto", "mps", 1e18, False, "not measured on this kind of device")])
+def test_auto_compiles_what_is_long_enough_on_a_cpu(monkeypatch, asked, device, flops, compiles, reason):
+    monkeypatch.setattr(compiling, "lacks", lambda device: None)
+    found = choice(asked, torch.device(device), flops)
+    assert found.compiles is compiles and reason in str(found)
+
+
+def test_without_a_compiler_it_is_refused_where_it_was_asked_for(monkeypatch):
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    assert str(choice("auto", CPU, 1e20)).startswith("not compiled (it would need a C++ compiler")
+    with pytest.raises(UserError, match=r"train.compile = 'on': needs a C\+\+ compiler \(g\+\+ or clang\+\+, or the one that CXX names\); install it"):
+        choice("on", CPU, 0)
+
+
+def test_operations_are_six_for_each_weight_of_a_matrix_and_token():
+    model = tiny.model(tie_embeddings=False)
+    matrices = 2 * (2 * 60 * 60 + 2 * 30 * 60 + 3 * 37 * 60) + 53 * 60
+    assert flops_of(model, 7) == 6 * 7 * matrices
+
+
+@pytest.fixture(scope="module")
+def beside():
+    """In a process of its own: what this suite measures tensors by cannot be compiled."""
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "compiled_blocks.py")], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "at_most"), [("full", 1), ("short", 2)])
+def test_twenty_lengths_and_all_layers_are_compiled_once_and_say_the_same(beside, name, at_most):
+    """With units dropped, and layers computed again: which in bf16 enters a cast of its own, and is compiled a second time."""
+    found = beside[name]
+    assert 1 <= found["compiled"] <= at_most and found["graph_breaks"] == 0
+    assert found["loss"] < (1e-3 if name == "short" else 1e-6) and found["gradient"] < (2e-2 if name == "short" else 1e-4)
+    assert found["evaluation"] == 0 and found["same_keys"]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiled_run_logs_what_an_uncompiled_one_does_and_goes_on_to_the_bit(tmp_path, monkeypatch):
+    def tuned(folder, compile, steps=6, **train):
+        return make(tmp_path / folder, Ragged(ragged(24), 4, ragged(4, seed=1), 4), dataclasses.replace(PLAIN, lr=0.05),
+                    steps=steps, accumulation=2, compile=compile, **train)
+
+    logs = {}
+    for compile in ("off", "on"):
+        trainer = tuned(compile, compile)
+        assert trainer.compiles.compiles is (compile == "on")
+        trainer.fit()
+        logs[compile] = [r["loss"] for r in metrics(tmp_path / compile) if "loss" in r]
+    assert logs["on"] == pytest.approx(logs["off"], rel=1e-6)
+    halted = tuned("halted", "on", save_every=3)
+    monkeypatch.setattr(type(halted), "_done", lambda self: self.state["step"] >= 3)
+    halted.fit()
+    monkeypatch.undo()
+    torch._dynamo.reset()
+    tuned("halted", "on").fit()
+    assert [r["loss"] for r in metrics(tmp_path / "halted") if "loss" in r] == logs["on"]
