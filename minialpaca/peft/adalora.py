@@ -149,7 +149,8 @@ class AdaLoRA(Adapter):
                 layer.prune()
         if not allocates:
             return {}
-        return {f"rank/{swap.site.path}": int(swap.own.kept.sum()) for swap in self.wrappers()}
+        ranks = torch.stack([layer.kept.sum() for layer in layers]).tolist()  # one transfer
+        return {f"rank/{swap.site.path}": rank for swap, rank in zip(self.wrappers(), ranks)}
 
     def may_be_best(self, step: int) -> bool:
         return self.schedule.is_spent(step) and self.kept_triplets() <= self.schedule.last

@@ -207,6 +207,16 @@ def test_batches_mix_differently_in_each_epoch_and_are_not_taken_by_length(examp
     assert sorted(lengths) == sorted(then) and lengths != then  # one pool: the same lengths, in another order
 
 
+@pytest.mark.parametrize("size", [8, 32])
+def test_of_texts_as_different_in_length_as_alpacas_padding_is_less_than_a_twentieth(size):
+    """Lengths whose logarithm is normal: median 90 tokens, one in six above 200, cut at 512."""
+    rng = random.Random(0)
+    lengths = [min(512, 8 + int(rng.lognormvariate(4.4, 0.8))) for _ in range(9000)]
+    buckets = Buckets(lengths)
+    batches = [[lengths[i] for i in buckets.chosen(number, size, seed=1)] for number in range(buckets.n_batches(size))]
+    assert 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in batches) < 0.05
+
+
 def test_a_batch_is_a_function_of_its_number_and_the_seed(examples):
     numbers = list(range(60))
     first = {i: rows_of(examples.batch(i, 4, seed=5), examples) for i in numbers}
