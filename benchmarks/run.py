@@ -28,7 +28,8 @@ from benchmarks.contestants import SHAPES
 from benchmarks.runs import ROOT, between, peak_bytes
 
 FIELD = {
-    "train": ["ours", "ours:bf16", "ours:lora", "ours:lora+bf16", "ours:adalora", "ours:fgm", "transformers", "transformers:tuned", "litgpt",
+    "train": ["ours", "ours:compile", "ours:bf16", "ours:bf16+compile", "ours:lora", "ours:lora+compile", "ours:lora+bf16", "ours:lora+bf16+compile",
+              "ours:adalora", "ours:fgm", "transformers", "transformers:tuned", "litgpt",
               "litgpt:tuned", "litgpt:tuned+compile", "litgpt:tuned+bf16", "litgpt:tuned+bf16+compile", "peft", "peft:tuned", "peft:tuned+bf16"],
     "decode": ["ours", "ours:compile", "ours:bf16+compile", "ours:int8+compile", "transformers", "litgpt"],
     "decode8": ["ours", "ours:compile", "ours:bf16+compile", "ours:int8+compile", "transformers", "litgpt"],

@@ -65,7 +65,8 @@ class Ours:
         adapter = next((apply(self.model, cfg) for name, cfg in ADAPTERS.items() if name in self.options), None)
         self.model.recompute = "recompute" in self.options
         attack = attack_on(self.model.embed, AdversarialConfig("fgm", epsilon=0.1) if "fgm" in self.options else AdversarialConfig(), False)
-        train = TrainConfig(batch_size=self.shape.batch, steps=10**6, precision="bf16" if "bf16" in self.options else "fp32")
+        train = TrainConfig(batch_size=self.shape.batch, steps=10**6, precision="bf16" if "bf16" in self.options else "fp32",
+                            compile="on" if "compile" in self.options else "off")
         folder = Path(tempfile.mkdtemp())
         return Trainer(self.model, self.given, OptimConfig(), train, 0, folder, adapter=adapter, attack=attack)
 
