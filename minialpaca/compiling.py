@@ -30,13 +30,21 @@ class Choice:
         return f"{'compiled' if self.compiles else 'not compiled'} ({self.reason})"
 
 
-def choice(asked: str, device: torch.device, flops: float) -> Choice:
-    """`auto`: where it was measured to pay, which is a long run on a CPU with a C++ compiler. `flops`: of the whole run, by `flops_of`."""
+def choice(asked: str, device: torch.device, flops: float, dealt: bool = False) -> Choice:
+    """`auto`: where it was measured to pay, which is a long run on a CPU with a C++ compiler. `flops`: of the whole run, by `flops_of`.
+
+    dealt: whether weights are dealt out to processes. A block then gathers its own on the way in, which is not compiled.
+    """
+    if dealt and asked == "on":
+        raise UserError("train.compile = 'on': not with train.parallel = 'fsdp', where layers gather their weights first; set "
+                        "train.compile=off, or train.parallel=ddp")
     missing = lacks(device)
     if asked == "on" and missing:
         raise UserError(f"train.compile = 'on': needs {missing}; install it, or set train.compile=off")
     if asked != "auto":
         return Choice(asked == "on", "as asked")
+    if dealt:
+        return Choice(False, "not with train.parallel = 'fsdp'")
     if device.type != "cpu":
         return Choice(False, "not measured on this kind of device; train.compile=on asks for it")
     if missing:

@@ -15,6 +15,7 @@ from torch import nn
 
 from minialpaca import parallel, products
 from minialpaca.errors import UserError
+from minialpaca.shards import local
 
 WORKSPACE, FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # cuBLAS: the same products whatever streams do beside them
 
@@ -33,17 +34,17 @@ def prepare(asked: bool, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False  # which picks whatever was faster this time
 
 
-def surroundings(device: torch.device) -> dict[str, str | int]:
+def surroundings(device: torch.device, n_parts: int = 1) -> dict[str, str | int]:
     """What decides how sums are rounded, beside the recipe."""
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else \
         f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"torch": torch.__version__, "device": f"{device.type} ({chip}){products.said(device)}", "threads": torch.get_num_threads(),
-            "processes": parallel.size()}
+            "processes": parallel.size() if n_parts == 1 else f"{n_parts}, each with a part of the weights"}
 
 
-def refuse_others(saved: dict, device: torch.device, place: str) -> None:
+def refuse_others(saved: dict, device: torch.device, place: str, n_parts: int = 1) -> None:
     """Continued elsewhere, it would be another run from there on."""
-    now = surroundings(device)
+    now = surroundings(device, n_parts)
     changed = [f"{name}: {saved.get(name, 'unknown')} → {now[name]}" for name in now if saved.get(name) != now[name]]
     if changed:
         raise UserError(f"{place}: was trained in other surroundings ({'; '.join(changed)}), and train.deterministic = true "
@@ -68,7 +69,7 @@ def try_out(backward: Callable[[], None], parameters: Iterable[nn.Parameter]) ->
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)
+    return local(tensor).contiguous().view(torch.uint8)
 
 
 @contextlib.contextmanager

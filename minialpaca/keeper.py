@@ -10,6 +10,7 @@ from minialpaca.config import TrainConfig
 from minialpaca.errors import UserError
 from minialpaca.peft import Adapter
 from minialpaca.precision import LossScaler
+from minialpaca.spread import Copies
 from minialpaca.storage import checkpoint, space
 from minialpaca.storage.background import Background
 from minialpaca.storage.mend import mend
@@ -21,9 +22,12 @@ class Keeper:
     """Saves beside the training, into the checkpoints of one folder; takes up where they end."""
 
     def __init__(self, folder: Path, train: TrainConfig, task: Task, saved: nn.Module | Adapter,
-                 optimizer: torch.optim.Optimizer, scaler: LossScaler | None, recipe: Recipe, device: torch.device):
+                 optimizer: torch.optim.Optimizer, scaler: LossScaler | None, recipe: Recipe, device: torch.device,
+                 spread: Copies):
         self.folder, self.train, self.task, self.saved = folder, train, task, saved
         self.optimizer, self.scaler, self.recipe, self.device = optimizer, scaler, recipe, device
+        self.held = {"model": spread.held(saved), "optimizer": spread.held(optimizer)}  # of this process
+        self.crew, self.spread = spread.crew(), spread
         self.saving = Background()
 
     def refuse_little_room(self) -> None:
@@ -37,13 +41,13 @@ class Keeper:
     def save(self, state: dict, improved: bool) -> None:
         """What is now; written beside the steps to come, and in full before the next is begun."""
         facts = {**state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
-                 **self.recipe.facts(), "surroundings": determinism.surroundings(self.device),
+                 **self.recipe.facts(), "surroundings": determinism.surroundings(self.device, self.spread.n_parts),
                  **({"prompts": self.task.prompts} if self.task.prompts else {}),
                  **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
                  **(self.saved.facts() if isinstance(self.saved, Adapter) else {})}
-        self.saving.start({"model": self.saved.state_dict(), "optimizer": self.optimizer.state_dict()},
+        self.saving.start({name: it.state_dict() for name, it in self.held.items()},
                           lambda tensors: checkpoint.save(self.folder, facts["step"], tensors, facts, improved, self.train.keep,
-                                                          self.saving.leaving.is_set))
+                                                          self.saving.leaving.is_set, self.crew))
 
     def last_good(self) -> str:
         """For a message: the checkpoint to go back to."""
@@ -56,10 +60,10 @@ class Keeper:
         place = checkpoint.find(self.folder)
         if place is None:
             return None
-        run.load_weights(self.saved, place, self.task.tokenizer_sha256)
+        run.load_weights(self.saved, place, self.task.tokenizer_sha256, self.held["model"])
         known = checkpoint.read_state(place)
         self._refuse_others(place, known, state)
-        checkpoint.restore(place, "optimizer", self.optimizer)
+        checkpoint.restore(place, "optimizer", self.held["optimizer"])
         if self.scaler and "scaler" in known:
             self.scaler.load_state_dict(known["scaler"])
         parallel.meet()  # all have read it
@@ -78,4 +82,4 @@ class Keeper:
             raise UserError(f"{self.folder}: the data are not those that this run began with; put them back, or choose "
                             "another run.dir for the new ones")
         if self.train.deterministic:
-            determinism.refuse_others(known.get("surroundings", {}), self.device, str(place))
+            determinism.refuse_others(known.get("surroundings", {}), self.device, str(place), self.spread.n_parts)

@@ -151,6 +151,15 @@ class NoLog:
     def note(self, record: dict) -> None:
         pass
 
+    def text(self, name: str, text: str, step: int) -> None:
+        pass
+
+    def image(self, name: str, pixels_HWC: np.ndarray, step: int) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

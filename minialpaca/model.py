@@ -176,8 +176,10 @@ class CrossAttention(Attention):
         super().__init__(cfg, causal=False)
 
     def source(self, output_BSD: Tensor, may_look: Tensor | None) -> Source:
-        return Source(self._heads(self.k_proj(output_BSD), self.n_kv_heads),
-                      self._heads(self.v_proj(output_BSD), self.n_kv_heads), may_look)
+        return Source(*self.keys_and_values(output_BSD), may_look)
+
+    def keys_and_values(self, output_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        return self._heads(self.k_proj(output_BSD), self.n_kv_heads), self._heads(self.v_proj(output_BSD), self.n_kv_heads)
 
     def forward(self, x_BTD: Tensor, source: Source, maps: list[Tensor] | None = None) -> Tensor:
         q_BHTK = self._heads(self.q_proj(x_BTD), self.n_heads)

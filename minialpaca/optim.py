@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from minialpaca.config import OptimConfig
 from minialpaca.model import RMSNorm
+from minialpaca.shards import local
 
 # Which roles AdamW's decay pulls towards zero. A gain's neutral value is 1 and a bias has none, so both are spared.
 DECAYS = {"matrix": True, "embedding": True, "norm": False, "bias": False}
@@ -63,8 +64,8 @@ def learning_rate(cfg: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def global_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """‖g‖₂ over all parameters together."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None])))
+    """‖g‖₂ over all parameters together, of the part of them that this process holds."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([local(p.grad) for p in parameters if p.grad is not None])))
 
 
 def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor | None = None) -> Tensor:
@@ -75,5 +76,5 @@ def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float, nor
     parameters = list(parameters)
     norm = global_norm(parameters) if norm is None else norm
     if max_norm > 0:
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], (max_norm / norm).clamp(max=1.0))
+        torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], (max_norm / norm).clamp(max=1.0))
     return norm

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minialpaca.errors import UserError
+from minialpaca.shards import local
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -165,7 +166,7 @@ class LossScaler:
 
 def unscale(parameters: list[nn.Parameter], scale: float) -> None:
     """g ← g / s, once a step, in the gradient's own fp32."""
-    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / scale)
+    torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], 1.0 / scale)
 
 
 def refuse_short_weights(model: nn.Module) -> None:

@@ -266,16 +266,16 @@ def weights_of(folder: Path, which: str) -> Path:
     return place
 
 
-def load_weights(model: nn.Module | Adapter, place: Path, tokenizer_sha256: str) -> None:
+def load_weights(model: nn.Module | Adapter, place: Path, tokenizer_sha256: str, held=None) -> None:
     """The weights of a checkpoint, after asking whether they are whole, and of this vocabulary, base and shape.
 
-    A Transformer takes its part of a classifier's weights, too.
+    A Transformer takes its part of a classifier's weights, too. held: what takes them for the model, if it does not itself.
     """
     checkpoint.verify(place)
     _refuse_other_tokenizer(place, tokenizer_sha256)
     if isinstance(model, Adapter):
         _refuse_other_adapter(place, model)
-    checkpoint.restore(place, "model", model, backbone_weights if isinstance(model, Transformer) else dict)
+    checkpoint.restore(place, "model", held or model, backbone_weights if isinstance(model, Transformer) else dict)
 
 
 def _refuse_other_adapter(place: Path, adapter: Adapter) -> None:

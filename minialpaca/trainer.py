@@ -23,7 +23,9 @@ from minialpaca.objectives import squared_norm
 from minialpaca.optim import build_adamw, clip_by_global_norm, global_norm, learning_rate
 from minialpaca.peft import Adapter
 from minialpaca.precision import LossScaler
+from minialpaca.shards import local
 from minialpaca.signals import Stop, heard
+from minialpaca.spread import Copies
 from minialpaca.storage.recipe import Recipe
 from minialpaca.tasks import Task
 
@@ -76,7 +78,11 @@ class Trainer:
         precision.refuse_short_weights(model)
         self.policy = precision.policy(train.precision, self.device)
         self.scaler = LossScaler() if self.policy.scales else None
-        self.optimizer = build_adamw(model, optim)
+        self.dealt = train.parallel == "fsdp" and parallel.size() > 1
+        if self.dealt:
+            from minialpaca import fsdp  # a second of imports that nobody else has to wait for
+
+            fsdp.refuse(attack, self.device)
         refuse_endless(train, optim, task.batches_per_epoch())
         self.a_step = train.accumulation * parallel.size()  # micro-batches, of all processes
         self.total_batches = batches_of_run(train, task.batches_per_epoch(), self.a_step)
@@ -85,16 +91,33 @@ class Trainer:
             adapter.refuse_patience(train.patience)
             adapter.start(self.total_steps)
         self.compiles = self._compile()
-        self.keeper = Keeper(folder, train, task, adapter or model, self.optimizer, self.scaler, recipe, self.device)
+        self._keep(Copies())
         self.keeper.refuse_little_room()
         self.stop = Stop()
         self.attack_noted = False
         self.state = {"step": 0, "best": None, "evaluations_without_gain": 0, "stopped_early": False}
 
+    def _keep(self, spread: Copies) -> None:
+        """Everything that holds on to parameters."""
+        self.spread, self.optimizer = spread, build_adamw(self.model, self.optim)
+        self.keeper = Keeper(self.folder, self.train, self.task, self.adapter or self.model, self.optimizer, self.scaler, self.recipe,
+                             self.device, spread)
+
+    def share(self) -> None:
+        """With train.parallel = fsdp, where there are several processes, each keeps its part of the model from here on.
+
+        Not before all of them are here: the others wait for the first to have refused what it will, and made the folder.
+        """
+        if self.dealt and not self.spread.in_step:
+            from minialpaca.fsdp import Shards
+
+            self._keep(Shards(self.model, self.adapter, self.device))
+
     # ── the whole run ────────────────────────────────────────────────────────────────────────────
 
     def fit(self) -> dict:
         """Train to the last step or to the end of patience, continuing from the last checkpoint if there is one."""
+        self.share()
         if place := self.keeper.resume(self.state):
             print(f"{place}: step {self.state['step']:,} of {self.total_steps:,}, {'finished' if self._done() else 'going on'}")
         if self.total_steps < self.optim.warmup_steps:
@@ -122,7 +145,7 @@ class Trainer:
 
     def _compile(self) -> compiling.Choice:
         tokens = self.total_batches * self.train.batch_size * sum(self.task.longest())
-        found = compiling.choice(self.train.compile, self.device, compiling.flops_of(self.model, tokens))
+        found = compiling.choice(self.train.compile, self.device, compiling.flops_of(self.model, tokens), self.dealt)
         if found.compiles:
             compiling.compile_blocks(self.model)
         return found
@@ -133,7 +156,7 @@ class Trainer:
     def take_step(self) -> dict[str, float]:
         """One optimiser step; one whose gradient overflowed is taken again at a lower loss scale, and nothing else moved."""
         while True:
-            with self._in_memory(f"step {self.state['step'] + 1}"):
+            with self._in_memory(f"step {self.state['step'] + 1}"), parallel.together():
                 record = self._try_step()
             if record is not None:
                 return record
@@ -169,10 +192,10 @@ class Trainer:
             raise UserError(f"step {step + 1}: no supervised token in its micro-batches; raise train.batch_size or, where "
                             "tokens are hidden, objective.noise_rate, in another run.dir")
         losses = self._backward(batches, n_supervised, n_texts)                  # 3. clean and adversarial backward, scaled
-        losses = parallel.add_up(self.model.parameters(), losses)                # 4. all-reduce, once
+        losses = self.spread.add_up(self.model.parameters(), losses)             # 4. the sum over processes, once
         penalties = self._backward_penalties()                                   #    the penalties' backward, once a step
         self._unscale(losses)                                                    # 5. unscale, once
-        grad_norm = global_norm(self.model.parameters())                         # 6. how long the gradient is
+        grad_norm = self.spread.length(global_norm(self.model.parameters()))     # 6. how long the gradient is
         numbers = fetched({**losses, **penalties, "grad_norm": grad_norm})       #    (the step's one look at the device)
         if not self._judge_gradient(numbers, step):                              # 7. finite? the loss scale follows
             return self.optimizer.zero_grad(set_to_none=True)                    #    skipped: nothing else moves
@@ -199,15 +222,27 @@ class Trainer:
         """Adds the gradient of Σ losses / n to .grad, micro-batch by micro-batch, each with its attack; returns what they came to."""
         self.model.train()
         totals: Noted = dict.fromkeys(self.attack.notes, torch.zeros((), device=self.device))
+        last = max(batches, default=None) if not (idle := self._idle(batches)) else None
         for place, batch in batches.items():
             # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same, and an attack's passes too.
             seed = whole(self.seed, self.state["step"], place, 3) >> 1
             passes = self._passes(batch.to(self.device), n_supervised, n_texts, seed)
-            with self._products():
-                noted = self.attack.backward(passes)
-            for name, value in noted.items():
+            for name, value in self._attacked(passes, place == last).items():
                 totals[name] = totals[name] + value
+        if idle:
+            self._attacked(self._passes(idle.to(self.device), math.inf, math.inf, 0), True)
         return totals
+
+    def _attacked(self, passes: Passes, last: bool) -> Noted:
+        self.spread.sum_after(last)
+        with self._products():
+            return self.attack.backward(passes)
+
+    def _idle(self, batches: dict[int, Batch]) -> Batch | None:
+        """Where a model is asked by all processes at once and this one has a micro-batch less than others: one that counts nothing."""
+        first = self.state["step"] * self.a_step
+        most = math.ceil(min(self.a_step, self.total_batches - first) / parallel.size())
+        return self.task.batch(first) if self.spread.in_step and len(batches) < most else None
 
     @contextlib.contextmanager
     def _products(self) -> Iterator[None]:
@@ -219,7 +254,7 @@ class Trainer:
         """The ways through the model that an attack may take with a micro-batch; all drop the same units."""
         def seeded(way: Callable):
             torch.manual_seed(seed)
-            return way()
+            return self.spread.ask(way)
 
         views = [View(functools.partial(seeded, says), real, self.scale / n_texts) for says, real in self.task.views(self.model, batch)]
         return Passes(lambda: seeded(lambda: self.task.loss_sum(self.model, batch) * (self.scale / n_supervised)),
@@ -235,12 +270,12 @@ class Trainer:
         """Adds the gradients of λ‖θ‖₂² (θ being all that is trained; a tied matrix counts once) and of the adapter's term."""
         terms = {}
         if self.l2:
-            terms["l2"] = self.l2 * squared_norm(p for p in self.model.parameters() if p.requires_grad)
+            terms["l2"] = self.l2 * squared_norm(local(p) for p in self.model.parameters() if p.requires_grad)
         if self.adapter and (penalty := self.adapter.penalty()) is not None:
             terms["orthogonality"] = penalty
         for term in terms.values():
             (term * self.scale).backward()
-        return {name: term.detach() for name, term in terms.items()}
+        return {name: self.spread.total(term.detach()) if name == "l2" else term.detach() for name, term in terms.items()}
 
     @property
     def scale(self) -> float:
@@ -279,9 +314,10 @@ class Trainer:
 
     def _refuse_broken_weights(self, step: int) -> None:
         """A finite gradient times an enormous rate: what is saved is to be a good checkpoint."""
-        broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
-        if broken:
-            raise self._diverged(step, f"{broken[0]} is no longer finite", "saved")
+        names, weights = zip(*self.model.named_parameters())
+        broken = self.spread.anywhere([not torch.isfinite(local(p)).all() for p in weights])
+        if any(broken):
+            raise self._diverged(step, f"{names[broken.index(True)]} is no longer finite", "saved")
 
     def _diverged(self, step: int, what: str, undone: str) -> UserError:
         lr = learning_rate(self.optim, max(0, step - 1), self.total_steps)
@@ -301,15 +337,14 @@ class Trainer:
         if saved:
             self._refuse_broken_weights(step)
         if evaluated:
-            record |= parallel.from_first(self._evaluate)
+            record |= self.spread.measured(self._evaluate)
             if not math.isfinite(record["val_loss"]):
                 raise self._diverged(step, f"validation loss {record['val_loss']}", "saved")
             improved = self._judge(record[self.train.best_by], self.adapter is None or self.adapter.may_be_best(step))
-            if parallel.is_first():
-                self.observe(self.model, self.log, step)
+            self.spread.shown(lambda: self.observe(self.model, self.log, step))
         self.log.metrics(record)
         self._show(record, improved)
-        if saved and parallel.is_first():
+        if saved and self.spread.saves:
             self.log.flush()
             self.keeper.save(self.state, improved)
         if stopping:

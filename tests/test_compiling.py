@@ -34,6 +34,14 @@ def test_without_a_compiler_it_is_refused_where_it_was_asked_for(monkeypatch):
         choice("on", CPU, 0)
 
 
+def test_layers_that_gather_their_weights_are_not_compiled(monkeypatch):
+    monkeypatch.setattr(compiling, "lacks", lambda device: None)
+    assert str(choice("auto", CPU, 1e20, dealt=True)) == "not compiled (not with train.parallel = 'fsdp')"
+    assert not choice("off", CPU, 1e20, dealt=True).compiles
+    with pytest.raises(UserError, match="train.compile = 'on': not with train.parallel = 'fsdp'"):
+        choice("on", CPU, 0, dealt=True)
+
+
 def test_operations_are_six_for_each_weight_of_a_matrix_and_token():
     model = tiny.model(tie_embeddings=False)
     matrices = 2 * (2 * 60 * 60 + 2 * 30 * 60 + 3 * 37 * 60) + 53 * 60

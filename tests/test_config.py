@@ -282,7 +282,7 @@ IMPOSSIBLE = {
                   "clip_norm": [-1.0, math.inf, math.nan]},
     TrainConfig: {"steps": [-1], "epochs": [0.0, -1.0, math.inf, math.nan], "batch_size": [0], "accumulation": [0],
                   "eval_every": [0], "keep": [0], "precision": ["tf32", ""], "compile": ["yes", ""], "eval_batches": [-1], "save_every": [-1], "best_by": ["loss", ""],
-                  "patience": [-1]},
+                  "patience": [-1], "parallel": ["", "zero", "FSDP"]},
     ObjectiveConfig: {"name": ["mlm", ""], "noise_rate": [0.0, 1.0, math.nan], "random_rate": [-0.1, 1.1, math.nan],
                       "keep_rate": [-0.1, 0.95, math.nan], "mean_span": [0.9, math.inf, math.nan]},
     LossConfig: {"l2": [-1.0, math.inf, math.nan], "label_smoothing": [-0.1, 1.0, math.nan],

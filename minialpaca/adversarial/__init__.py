@@ -19,4 +19,4 @@ def attack_on(embedding: nn.Embedding, cfg: AdversarialConfig, tied: bool) -> At
     return METHODS[cfg.method](embedding, cfg)
 
 
-__all__ = ["METHODS", "Attack", "Clean", "Noted", "Passes", "View", "attack_on", "fault_of"]
+__all__ = ["METHODS", "Attack", "Clean", "Matrix", "Noted", "Passes", "View", "attack_on", "fault_of"]

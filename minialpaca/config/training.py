@@ -107,6 +107,8 @@ class TrainConfig:
     """What products of matrices are computed in: `fp32`, `bf16`, `fp16` (with loss scaling), or `auto`: bf16 where a GPU computes it natively, fp16 on older ones, fp32 elsewhere. Weights, gradients and sums are fp32 in any case."""
     deterministic: bool = False
     """Equal bits or none: only algorithms whose sums do not depend on timing (slower on a GPU), tried out before the first step; continued in the same surroundings only."""
+    parallel: str = "ddp"
+    """How several processes (torchrun's) share a step: `ddp`, each holds the whole model, and gradients are added up once a step; `fsdp`, each holds a part of weights, gradients and moments, and gathers a layer when it is computed: less memory, more traffic, the same sums."""
     recompute: bool = False
     """Whether layers keep nothing but their input and are computed again on the way back (activation checkpointing): less memory, a third more time, the same numbers."""
     compile: str = "auto"
@@ -128,6 +130,7 @@ class TrainConfig:
         check(self, {"epochs": (0 < self.epochs < math.inf, "must be positive"),
                      "precision": (self.precision in ("auto", "fp32", "bf16", "fp16"), "use auto, fp32, bf16 or fp16"),
                      "compile": (self.compile in ("auto", "on", "off"), "use auto, on or off"),
+                     "parallel": (self.parallel in ("ddp", "fsdp"), "use ddp or fsdp"),
                      "best_by": (self.best_by in ("val_loss", "val_accuracy", "val_macro_f1"),
                                  "use val_loss, val_accuracy or val_macro_f1")})
 

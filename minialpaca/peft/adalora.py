@@ -17,6 +17,7 @@ from minialpaca.peft.adapter import Adapter, Wrapper
 from minialpaca.peft.budget import Schedule, allocate, average, importance, sensitivity, uncertainty
 from minialpaca.peft.linear import MATRICES, plain_linear, refuse_rank, trained_dtype, wide
 from minialpaca.peft.sites import Site
+from minialpaca.shards import fill, whole
 
 # ── equations ────────────────────────────────────────────────────────────────────────────────────
 
@@ -78,7 +79,7 @@ class AdaLoRALinear(Wrapper):
         """Bring both averages of each part up to date with its gradient of this step."""
         for name, w in self.parts().items():
             mean, spread = getattr(self, f"sensitivity_{name}"), getattr(self, f"uncertainty_{name}")
-            now = sensitivity(w, w.grad)
+            now = sensitivity(whole(w), whole(w.grad))
             mean.copy_(average(mean, now, beta1))
             spread.copy_(uncertainty(spread, now, mean, beta2))
 
@@ -93,7 +94,7 @@ class AdaLoRALinear(Wrapper):
 
         Zhang et al. 2023, eq. 6.
         """
-        self.lambdas.mul_(self.kept)
+        fill(self.lambdas, whole(self.lambdas) * self.kept)
 
 
 class AdaLoRA(Adapter):
@@ -125,7 +126,7 @@ class AdaLoRA(Adapter):
         """γ Σ_k R(P_k, Q_k), over the matrices."""
         if not self.cfg.orthogonality:
             return None
-        return self.cfg.orthogonality * torch.stack([orthogonality(layer.P, layer.Q) for layer in self.layers()]).sum()
+        return self.cfg.orthogonality * torch.stack([orthogonality(whole(layer.P), whole(layer.Q)) for layer in self.layers()]).sum()
 
     def before_clip(self, step: int) -> None:
         if not self.schedule.is_spent(step - 1):

@@ -21,6 +21,7 @@ from minialpaca.errors import UserError
 from minialpaca.model import Transformer
 from minialpaca.peft import sites
 from minialpaca.peft.sites import Site
+from minialpaca.shards import fill
 
 NOT_IN_TENSORS = ("architecture", "n_heads", "kv_heads", "rope_theta", "norm_eps")  # two models of equal weights differ by these
 IN_PLACE = "adapter"  # the attribute of a model that names what is put into it
@@ -68,7 +69,7 @@ class Adapter:
         theirs = {id(p) for module in new for p in module.parameters()}
         self.base = {name: p for name, p in model.named_parameters() if id(p) not in theirs}  # a tied one once
         self.base_parameters = [p for p in model.parameters() if p.requires_grad]
-        self.is_merged = False
+        self.is_merged = self.stays = False
         self.swaps = [*self._whole(theirs), *self._wrapped()]
         refuse_nothing(self)
         self.install()
@@ -94,8 +95,23 @@ class Adapter:
         self.model.train(self.model.training)  # what was out meanwhile, or is new, drops as the model does
         setattr(self.model, IN_PLACE, self)
 
+    def follow(self, placed: dict[int, nn.Parameter]) -> None:
+        """The model's parameters have given way to others, found by the identity of the old ones (`fsdp.deal`).
+
+        What the adapter's own stand in for is let go, but for its shape: this adapter stays in.
+        """
+        def now(it):
+            gone = isinstance(it, nn.Parameter) and id(it) not in placed
+            return it.detach().to("meta") if gone else placed.get(id(it), it)
+
+        self.swaps = [dataclasses.replace(swap, base=now(swap.base), own=now(swap.own)) for swap in self.swaps]
+        self.base = {name: now(p) for name, p in self.base.items()}
+        self.base_parameters, self.stays = [], True
+
     def remove(self) -> None:
         """Take it out: the model is what it was, to the bit and to the identity of its tensors."""
+        if self.stays:
+            raise UserError("adapter: its base is dealt out to several processes; load it anew to take the adapter out")
         if active(self.model) is not self:
             raise UserError("adapter: this one is not in its model")
         if self.is_merged:
@@ -180,9 +196,8 @@ class Adapter:
         for name, tensor in mine.items():
             if tensor.shape != state[name].shape:
                 raise ValueError(f"{name} is {tuple(state[name].shape)} and not {tuple(tensor.shape)}")
-        with torch.no_grad():
-            for name, tensor in mine.items():
-                tensor.copy_(state[name])
+        for name, tensor in mine.items():
+            fill(tensor, state[name])
 
     # ── in training: only AdaLoRA has something to do here ───────────────────────────────────────
 

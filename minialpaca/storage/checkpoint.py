@@ -6,17 +6,18 @@
                             manifest.json   sizes and SHA-256 of the others, written last
     checkpoints/last, checkpoints/best      the name of a step folder
 
-A folder is written under a temporary name, read back, synced, and renamed when its manifest is in it; the pointers move
+Where weights are dealt out to processes (shards.py), each writes its rows: model-0-of-2.pt, model-1-of-2.pt. A folder is written under a temporary name, read back, synced, and renamed when its manifest is in it; the pointers move
 after that, and only then does an old folder go. Loading runs no code: `weights_only=True` for tensors, JSON for the rest.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,52 +25,72 @@ import torch
 from torch import Tensor, nn
 
 from minialpaca.errors import UserError, reason
+from minialpaca.shards import joined
 from minialpaca.storage import durable, space
+from minialpaca.storage.crew import Alone
 
 FOLDER, TEMPORARY, ASIDE, MANIFEST = "checkpoints", ".writing-", ".replaced-", "manifest.json"
-FILES = {"model.pt", "optimizer.pt", "state.json"}
-NAME = re.compile(r"step-\d{6,18}")
+STEMS, STATE = ("model", "optimizer"), "state.json"
+NAME, PART = re.compile(r"step-\d{6,18}"), re.compile(r"-\d{1,6}-of-(\d{1,6})\.pt")
 MENDING = "delete it, and training goes on from the newest whole checkpoint"
 
 
 def save(run: Path, step: int, tensors: dict[str, dict], state: dict, best: bool, keep: int = 1,
-         abandoned: Callable[[], bool] = lambda: False) -> Path:
+         abandoned: Callable[[], bool] = lambda: False, crew: Alone = Alone()) -> Path:
     """Write a complete checkpoint of `tensors` (file stem → state dict) and plain `state`; point `last` at it.
 
-    The newest `keep` stay, and `best`. Once `abandoned` says so, the writing ends as if it had failed.
+    The newest `keep` stay, and `best`. Once `abandoned` says so, the writing ends as if it had failed. Each of a crew brings its part
+    of the tensors; the first does the rest.
     """
     folder = run / FOLDER
     target, part = folder / f"step-{step:06d}", folder / f"{TEMPORARY}step-{step:06d}"
     try:
-        space.refuse_little(run, space.size_of(tensors), f"the checkpoint of step {step:,}")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _write(part, tensors, state, abandoned)
-        _put(part, target)
-        for name in ("best", "last") if best else ("last",):  # `last` at the end: who resumes there has its best
-            point(folder / name, target.name)
+        crew.first(lambda: _begin(part, crew.size * space.size_of(tensors), f"the checkpoint of step {step:,}"))
+        written = crew.each(lambda: _write_tensors(part, tensors, abandoned, crew))
+        crew.first(lambda: _end(part, target, dict(itertools.chain.from_iterable(facts.items() for facts in written)), state, best))
     except (OSError, RuntimeError, UserError, durable.Abandoned) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            recover(run)
+        if crew.rank == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                recover(run)
         if isinstance(error, (UserError, durable.Abandoned)):
             raise
         raise UserError(f"{target}: the checkpoint cannot be written: {_why(error)}; the one before is untouched") from None
-    clean(run, keep)
+    if crew.rank == 0:
+        clean(run, keep)
     return target
 
 
-def _write(part: Path, tensors: dict[str, dict], state: dict, abandoned: Callable[[], bool]) -> None:
-    """All files, the manifest last."""
+def _begin(part: Path, needed: int, what: str) -> None:
+    space.refuse_little(part.parents[1], needed, what)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+
+
+def _write_tensors(part: Path, tensors: dict[str, dict], abandoned: Callable[[], bool], crew: Alone) -> dict[str, dict]:
+    """This process's files; what the manifest is to say of each."""
     facts = {}
     for stem, content in tensors.items():
         _refuse_objects(stem, content)
-        with durable.Writer(part / f"{stem}.pt", abandoned, space.tensors_in(content)) as out:
+        name = f"{stem}.pt" if crew.size == 1 else f"{stem}-{crew.rank}-of-{crew.size}.pt"
+        with durable.Writer(part / name, abandoned, space.tensors_in(content)) as out:
             torch.save(content, out)
-        facts[f"{stem}.pt"] = out.facts
-    facts["state.json"] = durable.write(part / "state.json", json.dumps(state))
+        facts[name] = out.facts
+    return facts
+
+
+def _end(part: Path, target: Path, facts: dict[str, dict], state: dict, best: bool) -> None:
+    """The other files, the manifest last; then the folder's name, and the pointers to it."""
+    for name, fact in facts.items():
+        if not (part / name).is_file() or (part / name).stat().st_size != fact["bytes"]:
+            raise UserError(f"{part / name}: was written by another process and is not seen by the first one; choose a run.dir that all "
+                            "processes share")
+    facts[STATE] = durable.write(part / STATE, json.dumps(state))
     durable.write(part / MANIFEST, json.dumps({"format": 1, "files": facts}, indent=1))
     durable.sync(part)
+    _put(part, target)
+    for name in ("best", "last") if best else ("last",):  # `last` at the end: who resumes there has its best
+        point(target.parent / name, target.name)
 
 
 def _refuse_objects(stem: str, content) -> None:
@@ -131,8 +152,9 @@ def verify(folder: Path) -> None:
     """Compare every file with the manifest."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        if not FILES <= files.keys():
-            raise UserError(f"{folder / MANIFEST}: lists no {min(FILES - files.keys())}; the checkpoint is damaged")
+        lacking = [f"{stem}.pt" for stem in STEMS if not files_of(stem, files)] + [STATE] * (STATE not in files)
+        if lacking:
+            raise UserError(f"{folder / MANIFEST}: lists no {lacking[0]}; the checkpoint is damaged")
         for name, facts in files.items():
             if _facts(folder / Path(name).name) != facts:
                 raise UserError(f"{folder / name}: differs from the checkpoint's manifest; it was changed or damaged")
@@ -155,12 +177,32 @@ def read_state(folder: Path) -> dict:
     return state
 
 
+def files_of(stem: str, names: Collection[str]) -> list[str]:
+    """Which of these files hold it, in the order of processes; none where one is lacking."""
+    if f"{stem}.pt" in names:
+        return [f"{stem}.pt"]
+    sizes = {int(found[1]) for name in names if name.startswith(stem) and (found := PART.fullmatch(name, len(stem)))}
+    for size in sizes:
+        wanted = [f"{stem}-{rank}-of-{size}.pt" for rank in range(size)]
+        if set(wanted) <= set(names):
+            return wanted
+    return []
+
+
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
-    """A state dict, on the CPU; the file's bytes were compared with the manifest by `verify`."""
+    """A state dict, whole, on the CPU; the files' bytes were compared with the manifest by `verify`."""
+    names = files_of(stem, os.listdir(folder)) or [f"{stem}.pt"]
     try:
-        return torch.load(folder / f"{stem}.pt", map_location="cpu", weights_only=True)
+        return joined([_load(folder / name) for name in names])
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError):
+        raise UserError(f"{folder / names[0]}: does not fit {', '.join(names[1:])}; the checkpoint is damaged") from None
+
+
+def _load(place: Path) -> dict:
+    try:
+        return torch.load(place, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a file that is no checkpoint
-        raise UserError(f"{folder / stem}.pt: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(f"{place}: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
 
 
 def restore(folder: Path, stem: str, into: nn.Module | torch.optim.Optimizer, part: Callable[[dict], dict] = dict) -> None:

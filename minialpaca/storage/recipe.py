@@ -16,6 +16,7 @@ from minialpaca.storage import checkpoint
 MAY_CHANGE = ("run.", "train.keep")  # where and how a run is continued; everything else is the recipe
 WHEN_ASKED = ("optim.", "train.", "loss.", "adversarial.", "samples.", "processes")  # the rest is what the weights and data are
 SPLIT = ("train.batch_size", "train.accumulation", "processes")
+SAME = (*SPLIT, "train.parallel")  # with as many examples a step, these change no mathematics
 
 
 @dataclass
@@ -49,7 +50,7 @@ def continued(folder: Path, begun: PretrainConfig | FinetuneConfig, settings: Pr
     changed = {key: f"{key}: {old[key]!r} → {value!r}" for key, value in new.items() if key in old and old[key] != value}
     if not changed:
         return Recipe(new, changes)
-    split = place and "recipe" in state and set(changed) <= set(SPLIT) and examples_a_step(old) == examples_a_step(new)
+    split = place and "recipe" in state and set(changed) <= set(SAME) and examples_a_step(old) == examples_a_step(new)
     if not split:
         _refuse(folder, changed, settings.run.allow_change)
     now = {"step": state.get("step", 0), "changed": list(changed.values()),
@@ -70,7 +71,7 @@ def _refuse(folder: Path, changed: dict[str, str], asked: bool) -> None:
         return
     told = "; ".join(fixed if asked else changed.values())
     hint = ("; these make the weights or the data what they are and cannot change" if asked else
-            "; keep train.batch_size × train.accumulation × processes as it was" if set(changed) <= set(SPLIT) else "")
+            "; keep train.batch_size × train.accumulation × processes as it was" if set(changed) <= set(SAME) else "")
     way = "" if fixed else "set run.allow_change=true, "
     raise UserError(f"{folder}: holds a run with another recipe ({told}{hint}); go on with that one, {way}choose another run.dir, "
                     "or delete the folder")

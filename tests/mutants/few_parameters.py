@@ -147,9 +147,9 @@ of("peft.adalora:orthogonality", "peft/test_formulas.py::test_the_orthogonality_
 
 of("peft.adalora:AdaLoRALinear.prune", "peft/test_adalora.py::test_budget_scores_and_masks_are_the_papers_over_a_whole_schedule",
    ("self.kept", "~self.kept"),
-   ("mul_(self.kept)", "add_(self.kept)"),
-   ("self.lambdas.mul_(self.kept)", "None"),
-   ("self.lambdas.mul_(self.kept)", "self.lambdas.mul_(0)"))
+   ("* self.kept", "+ self.kept"),
+   ("fill(self.lambdas, whole(self.lambdas) * self.kept)", "None"),
+   ("* self.kept", "* 0"))
 
 of("peft.adalora:AdaLoRALinear.note_gradient", "peft/test_adalora.py::test_budget_scores_and_masks_are_the_papers_over_a_whole_schedule",
    ("average(mean, now, beta1)", "average(mean, now, beta2)"),

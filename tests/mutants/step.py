@@ -28,7 +28,7 @@ of("precision:unscale", "test_precision.py::test_with_a_scale_the_clipped_step_i
 
 of("trainer:Trainer._try_step", "test_precision.py::test_with_a_scale_the_clipped_step_is_the_same",
    ("self._unscale(losses) ", "pass"),
-   ("grad_norm = global_norm(self.model.parameters())", "grad_norm = global_norm(self.model.parameters()) * self.scale"),
+   ("global_norm(self.model.parameters())) ", "global_norm(self.model.parameters()) * self.scale)"),
    ("return self.optimizer.zero_grad(set_to_none=True)", "return None", "test_a_skipped_step_moves_nothing_but_the_scale"))
 
 of("trainer:Trainer._backward_penalties", "test_precision.py::test_with_a_scale_the_clipped_step_is_the_same",
@@ -38,8 +38,8 @@ of("trainer:Trainer._backward_penalties", "trainer/test_l2.py::test_the_norms_gr
    ("self.l2 * squared_norm", "-self.l2 * squared_norm"),
    ("self.l2 * squared_norm", "self.l2 / 2 * squared_norm"),  # λ/2 ‖θ‖², as some write it
    ("self.l2 * squared_norm", "1.0 * squared_norm"),
-   ("squared_norm(p for p in self.model.parameters() if p.requires_grad)",
-    "squared_norm(p for p in self.model.parameters() if p.requires_grad).sqrt()"),
+   ("squared_norm(local(p) for p in self.model.parameters() if p.requires_grad)",
+    "squared_norm(local(p) for p in self.model.parameters() if p.requires_grad).sqrt()"),
    ("self.model.parameters() if p", "self.model.state_dict(keep_vars=True).values() if p"),  # a tied matrix twice
    ("if p.requires_grad)", "if p.ndim > 1)"),  # as weight decay, without the gains
    (" if p.requires_grad)", ")", "test_frozen_parameters_are_not_in_the_norm"),
