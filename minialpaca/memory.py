@@ -22,6 +22,9 @@ With n = B T places, s the bytes of a product (4, or 2 in bf16 and fp16), everyt
 
     peak = weights + moments + max(activations + max(head, working), gradients + embedding, cache)
 
+With train.parallel = fsdp and P processes each holds 1/P of weights, gradients and moments; besides, whole: what stands in no layer
+and two layers' weights (one is gathered while the other computes) and their gradients, or with accumulation all gradients.
+
 Gradients come while activations go, so one micro-batch needs the larger of the two; after it, with accumulation or a second,
 adversarial pass, the gradients stay and are added. The embedding's own gradient 4VD exists beside that of the head it is tied to.
 """
@@ -85,6 +88,8 @@ class Load:
     passes: int = 1             # two in R-Drop, both kept
     gradients_stay: bool = False
     generated: int = 0          # texts that are generated together at an evaluation
+    parts: int = 1              # in how many the weights are dealt out
+    accumulated: bool = False   # and the gradients stay whole until the last micro-batch
 
 
 def told(n: int) -> str:
@@ -94,20 +99,39 @@ def told(n: int) -> str:
 def estimate(model: nn.Module, load: Load) -> Memory:
     """The formulas of this module's head, for a model as it is: frozen, adapted, recomputed."""
     backbone = getattr(model, "backbone", model)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     layers, flows = stack_kept(backbone, load)
     largest = max(layers, default=0)
     inputs = FLOAT * load.rows * (load.length + backbone.n_virtual) * backbone.cfg.d_model
     activations = recomputed_kept(backbone, load, inputs) if backbone.recompute else sum(layers)
     tail = norm_kept(backbone.final_norm, inputs, flows)[0]
+    weights, gradients, moments = held_bytes(model, load)
     return Memory(
-        weights=FLOAT * sum(p.numel() for p in model.parameters()) + buffers, gradients=FLOAT * trained, moments=2 * FLOAT * trained,
+        weights=weights + buffers, gradients=gradients, moments=moments,
         activations=load.passes * (activations + tail), head=head_bytes(backbone, load) if backbone is model else 0,
         working=working_bytes(backbone, load) + (largest if backbone.recompute else 0),
         embedding=FLOAT * backbone.embed.weight.numel() * (backbone.embed.weight.requires_grad and backbone.cfg.tie_embeddings),
         cache=2 * FLOAT * backbone.cfg.n_layers * load.generated * backbone.cfg.max_seq_len * backbone.cfg.kv_heads * backbone.cfg.d_head,
         gradients_stay=load.gradients_stay)
+
+
+def held_bytes(model: nn.Module, load: Load) -> tuple[int, int, int]:
+    """Weights, gradients and moments, as they are at the peak."""
+    weights, trained = parameter_bytes(model, False), parameter_bytes(model, True)
+    if load.parts == 1:
+        return weights, trained, 2 * trained
+    gathered, found = (beside_layers(model, trained_only) for trained_only in (False, True))
+    return weights // load.parts + gathered, trained // load.parts + (trained if load.accumulated else found), 2 * trained // load.parts
+
+
+def beside_layers(model: nn.Module, trained_only: bool) -> int:
+    """Of what is dealt out the bytes that are whole at once: what stands in no layer, and two layers."""
+    layers = [parameter_bytes(module, trained_only) for module in model.modules() if isinstance(module, Block)]
+    return parameter_bytes(model, trained_only) - sum(layers) + 2 * max(layers)
+
+
+def parameter_bytes(module: nn.Module, trained_only: bool) -> int:
+    return FLOAT * sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
 
 
 # ── what layers keep ─────────────────────────────────────────────────────────────────────────────

@@ -169,7 +169,8 @@ class Trainer:
             self.train.batch_size, length, source, self.policy.dtype.itemsize, self.device.type, self.task.padded,
             passes=2 if how and how.r_drop else 1,
             generated=len(getattr(self.observe, "prompts", ())),
-            gradients_stay=self.total_batches > self.total_steps or not isinstance(self.attack, Clean)))
+            gradients_stay=self.total_batches > self.total_steps or not isinstance(self.attack, Clean),
+            parts=self.spread.n_parts, accumulated=self.train.accumulation > 1))
 
     @contextlib.contextmanager
     def _in_memory(self, where: str) -> Iterator[None]:
@@ -222,15 +223,15 @@ class Trainer:
         """Adds the gradient of Σ losses / n to .grad, micro-batch by micro-batch, each with its attack; returns what they came to."""
         self.model.train()
         totals: Noted = dict.fromkeys(self.attack.notes, torch.zeros((), device=self.device))
-        last = max(batches, default=None) if not (idle := self._idle(batches)) else None
+        idle = self._idle(batches)
         for place, batch in batches.items():
             # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same, and an attack's passes too.
             seed = whole(self.seed, self.state["step"], place, 3) >> 1
             passes = self._passes(batch.to(self.device), n_supervised, n_texts, seed)
-            for name, value in self._attacked(passes, place == last).items():
+            for name, value in self._attacked(passes, last=idle is None and place == max(batches)).items():
                 totals[name] = totals[name] + value
         if idle:
-            self._attacked(self._passes(idle.to(self.device), math.inf, math.inf, 0), True)
+            self._attacked(self._passes(idle.to(self.device), math.inf, math.inf, 0), last=True)
         return totals
 
     def _attacked(self, passes: Passes, last: bool) -> Noted:
@@ -239,7 +240,7 @@ class Trainer:
             return self.attack.backward(passes)
 
     def _idle(self, batches: dict[int, Batch]) -> Batch | None:
-        """Where a model is asked by all processes at once and this one has a micro-batch less than others: one that counts nothing."""
+        """A micro-batch to take part with, which counts nothing, where all must ask at once and this process has one less than others."""
         first = self.state["step"] * self.a_step
         most = math.ceil(min(self.a_step, self.total_batches - first) / parallel.size())
         return self.task.batch(first) if self.spread.in_step and len(batches) < most else None

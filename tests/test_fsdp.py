@@ -52,6 +52,11 @@ def test_each_holds_half_of_the_weights_and_of_the_moments(together, tmp_path):
     assert (of_first, of_second) == (2 * first, 2 * second)
 
 
+def test_gradients_travel_once_a_step(together):
+    """Two micro-batches each; two layers, and what stands in none."""
+    assert [rank["reductions"] for rank in together] == [3, 3]
+
+
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -116,10 +121,10 @@ def test_a_run_in_parts_is_logged_and_goes_on_in_one_process_as_if_it_had_been_o
         torch.testing.assert_close(ends[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_an_adapter_tuned_in_parts_is_merged_and_a_classifier_of_parts_is_whole(finetune_command, tmp_path):
+def test_an_adapter_tuned_in_parts_is_merged_by_one_process(finetune_command, tmp_path):
     folder, merged = tmp_path / "lora", tmp_path / "merged"
     done = torchrun(ROOT / "finetune.py", *finetune_command, f"run.dir={folder}", "adapter.method=lora", "train.parallel=fsdp",
-                    "train.precision=bf16", "train.steps=2")
+                    "train.precision=bf16", "train.deterministic=true", "train.steps=2")
     assert done.returncode == 0 and "test, exact match" in done.stdout, done.stderr[-3000:]
     assert (checkpoint.find(folder) / "model-1-of-2.pt").is_file()
     assert merge.merge(folder, merged, "best") < 1e-4

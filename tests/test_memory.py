@@ -36,6 +36,17 @@ def kept_by_autograd(model, call, dtype):
     return sum(found.values())
 
 
+def test_of_a_model_in_parts_each_process_holds_its_part_and_what_is_gathered():
+    model = Transformer(CFG)
+    layer = sum(p.numel() for p in model.layers[0].parameters())
+    total = sum(p.numel() for p in model.parameters())
+    gathered = total - 4 * layer + 2 * layer
+    for accumulated, gradients in ((False, total // 4 + gathered), (True, total // 4 + total)):
+        found = memory.estimate(model, memory.Load(B, T, parts=4, accumulated=accumulated))
+        assert (found.weights, found.gradients, found.moments) == (4 * (total // 4 + gathered), 4 * gradients, 2 * total)
+    assert memory.estimate(model, memory.Load(B, T)).weights == 4 * total
+
+
 METHODS = ["lora", "dora", "houlsby", "adalora", "ia3", "prefix", "prompt", "bitfit"]
 SHORT = {"short": torch.bfloat16}
 CASES = {

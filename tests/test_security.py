@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 import torch
+from crews import saved
 from running import in_process, refused
 from test_house import FILES, name_of
 
@@ -144,6 +145,20 @@ def test_in_a_checkpoint(pretrain_command, pretrained, tmp_path, name, dump):
         with pytest.raises(UserError, match="model.pt: cannot be loaded"):
             run.load(folder, "last")
     fires(weapon, proof)
+
+
+@pytest.mark.filterwarnings(WRONG)
+@pytest.mark.parametrize("dump", DUMPS.values(), ids=DUMPS)
+@pytest.mark.parametrize("name", ["model-0-of-2.pt", "model-1-of-2.pt"])
+def test_in_a_part_of_a_checkpoint(tmp_path, name, dump):
+    proof = tmp_path / "executed"
+    assert saved(tmp_path / "run", 1) == [None, None]
+    place = checkpoint.find(tmp_path / "run")
+    planted(dump, place / name, proof)
+    checkpoint.verify(place)
+    with pytest.raises(UserError, match=f"{name}: cannot be loaded"):
+        checkpoint.read_tensors(place, "model")
+    fires(place / name, proof)
 
 
 @pytest.mark.filterwarnings(WRONG)
