@@ -52,9 +52,10 @@ def test_each_holds_half_of_the_weights_and_of_the_moments(together, tmp_path):
     assert (of_first, of_second) == (2 * first, 2 * second)
 
 
-def test_gradients_travel_once_a_step(together):
-    """Two micro-batches each; two layers, and what stands in none."""
-    assert [rank["reductions"] for rank in together] == [3, 3]
+def test_gradients_travel_with_the_last_micro_batch(together, tmp_path):
+    """Of two."""
+    n = len(list(trainer_of(tmp_path, "full", "clean", "ddp").model.parameters()))
+    assert [rank["arrivals"] for rank in together] == [[0, n], [0, n]]
 
 
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────

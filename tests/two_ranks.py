@@ -114,21 +114,21 @@ def kept(out: Path) -> dict:
     weights = {name: shards.whole(t) for name, t in trainer.model.state_dict().items()}
     optimizer = {i: {name: shards.whole(t) for name, t in state.items()} for i, state in trainer.optimizer.state_dict()["state"].items()}
     goes_on = trainer_of(out / "alone", "full", "fgm", "fsdp")
-    return {"reductions": reductions(trainer_of(out / "counted", "full", "clean", "fsdp")), "numbers": (sum(held), sum(moments)), "whole": (weights, optimizer), "from one": rest(goes_on)}
+    return {"arrivals": arrivals(trainer_of(out / "watched", "full", "clean", "fsdp")), "numbers": (sum(held), sum(moments)), "whole": (weights, optimizer), "from one": rest(goes_on)}
 
 
-def reductions(trainer: Trainer) -> int:
-    """How often gradients travel in a step."""
-    reduce_scatter, calls = torch.distributed.reduce_scatter_tensor, []
+def arrivals(trainer: Trainer) -> list[int]:
+    """How many parameters have their part of all processes' gradient after each micro-batch of a step."""
+    backward, found = trainer.attack.backward, []
 
-    def counted(*arguments, **named):
-        calls.append(0)
-        return reduce_scatter(*arguments, **named)
+    def watched(passes):
+        noted = backward(passes)
+        found.append(sum(p.grad is not None for p in trainer.model.parameters()))
+        return noted
 
-    torch.distributed.reduce_scatter_tensor = counted
+    trainer.attack.backward = watched
     trainer.take_step()
-    torch.distributed.reduce_scatter_tensor = reduce_scatter
-    return len(calls)
+    return found
 
 
 def half(trainer: Trainer) -> None:
