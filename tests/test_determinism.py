@@ -42,7 +42,7 @@ def test_it_goes_on_in_the_same_surroundings_only(pretrain_command, tmp_path, mo
     folder = tmp_path / "run"
     run(pretrain_command, folder)
     there = determinism.surroundings(CPU) | {name: value}
-    monkeypatch.setattr(determinism, "surroundings", lambda device: there)
+    monkeypatch.setattr(determinism, "surroundings", lambda device, n_parts: there)
     refused(run(pretrain_command, folder), "other surroundings", f"{name}: ", f" → {value}")
 
 

@@ -118,6 +118,25 @@ of("optim:global_norm", "test_optim.py::test_clipping_is_the_papers",
    ("torch.linalg.vector_norm(", "torch.sum("),
    ("torch.linalg.vector_norm(", "torch.amax("))  # the largest tensor's norm
 
+of("shards:chunk", "test_shards.py::test_rows_are_dealt_out_in_order_and_joined_again",
+   ("parts[rank]", "parts[-1 - rank]"),
+   ("rank < len(parts)", "rank <= len(parts)"),
+   ("values[:0]", "values[:1]"),
+   ("values.chunk(size)", "values.tensor_split(size)"))  # 5 rows of four: 2, 1, 1, 1
+
+of("shards:joined", "test_shards.py::test_a_state_is_the_first_ones_but_for_what_is_dealt_out",
+   ("torch.cat(parts)", "torch.cat(parts[::-1])"),
+   ("torch.cat(parts)", "first"),
+   ("part.keys() != first.keys()", "False", "test_parts_of_different_things_are_not_joined"),
+   ("strict=True", "strict=False", "test_parts_of_different_things_are_not_joined"))
+
+of("shards:part_of", "test_shards.py::test_a_state_is_the_first_ones_but_for_what_is_dealt_out",
+   ("return state if first else None", "return state"))
+
+of("shards:fill", "test_shards.py::test_any_other_tensor_is_its_own_part",
+   ("tensor.shape != values.shape", "False"),
+   ("copy_(values)", "add_(values)"))
+
 # ── from logits to a token ────────────────────────────────────────────────────────────────────────
 
 of("sampling:greedy", "test_sampling.py::test_greedy_is_the_likeliest_and_the_lowest_id_wins_a_tie",
