@@ -6,7 +6,6 @@ the same.
 """
 
 import functools
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -55,7 +54,11 @@ def choice(asked: str, device: torch.device, flops: float, dealt: bool = False) 
 def lacks(device: torch.device) -> str | None:
     """What torch.compile would need and does not find."""
     if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else "the package triton"
+        try:
+            import triton  # noqa: F401 (whether it is there)
+        except ImportError:
+            return "the package triton"
+        return None
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
     return None if any(map(shutil.which, compilers)) else "a C++ compiler (g++ or clang++, or the one that CXX names)"
 

@@ -12,17 +12,17 @@ from minialpaca.config import Sampling
 
 
 def choose(logits_BV: Tensor, seen_BV: Tensor, how: Sampling, generators: list[torch.Generator]) -> Tensor:
-    """v ~ softmax(z / T) after the penalty and before the filters; T = 0 is greedy   [temperature.1]
-
-    The next token of each row. Order: penalty, temperature, top-k, top-p, min-p, draw. Ackley et al. 1985.
-    """
+    """The next token of each row, v ~ `distribution`; where it is greedy, nothing is drawn."""
     if how.temperature == 0:
         return greedy(penalise_repetition(logits_BV, seen_BV, how.repetition_penalty))
     return draw(distribution(logits_BV, seen_BV, how), generators)
 
 
 def distribution(logits_BV: Tensor, seen_BV: Tensor, how: Sampling) -> Tensor:
-    """What `choose` draws each row from, as probabilities (B, V); where it is greedy, all on the likeliest."""
+    """P = softmax(z / T) after the penalty and before the filters; T = 0 is greedy   [temperature.1]
+
+    What the next token of each row is drawn from (B, V). Order: penalty, temperature, top-k, top-p, min-p. Ackley et al. 1985.
+    """
     logits_BV = penalise_repetition(logits_BV, seen_BV, how.repetition_penalty)
     if how.temperature == 0:
         return torch.zeros_like(logits_BV).scatter(-1, greedy(logits_BV)[:, None], 1.0)

@@ -38,7 +38,7 @@ def faults(source):
                  [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)] if isinstance(node, ast.ImportFrom) else [])
         found += [(node.lineno, n) for n in named if n.partition(".")[0] in MODULES or n in CALLS or n.startswith(STARTS)
                   or n in ("torch.load", "numpy.load")]
-        if isinstance(node, ast.Name) and node.id in NAMES:  # also where it is handed on and not called
+        if isinstance(node, ast.Name) and node.id in NAMES and isinstance(node.ctx, ast.Load):  # also handed on and not called; a name of ours that is set is none
             found.append((node.lineno, node.id))
         if isinstance(node, ast.Attribute):
             text = ast.unparse(node)

@@ -145,11 +145,11 @@ of("sampling:greedy", "test_sampling.py::test_greedy_is_the_likeliest_and_the_lo
    ("argmax(-1)", "diff(dim=-1).argmax(-1)"),
    ("argmax(-1)", "flip(-1).argmax(-1).sub(2).abs()"))  # the highest id of a tie
 
-of("sampling:choose", "test_sampling.py::test_choices_follow_the_softmax_over_temperature",
+of("sampling:distribution", "test_sampling.py::test_choices_follow_the_softmax_over_temperature",
    ("/ max(how.temperature", "* max(how.temperature"),
    ("/ max(how.temperature, 1e-30)", ""),
    ("/ max(how.temperature, 1e-30)", "/ max(how.temperature, 1e-30)**2"),
-   ("logits_BV.softmax(-1), generators", "logits_BV.sigmoid(), generators"),
+   ("logits_BV.softmax(-1)", "logits_BV.sigmoid()"),
    ("how.temperature == 0", "how.temperature <= 1"),
    ("how.temperature, 1e-30", "how.temperature, 0.0", "test_a_temperature_next_to_zero_is_greedy_and_never_nan"),
    (" - logits_BV.amax(-1, keepdim=True)", "", "test_a_temperature_next_to_zero_is_greedy_and_never_nan"),
