@@ -105,13 +105,13 @@ def test_texts_of_three_tokens_come_as_often_as_from_the_large_model_alone(how):
 # ── with models ──────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 5, 100])
+@pytest.mark.parametrize("ahead", [1, 5, 100])
 @pytest.mark.parametrize("how", [Sampling(), Sampling(repetition_penalty=1.3)], ids=["greedy", "penalised"])
 def test_greedy_it_is_the_same_text(ahead, how):
     model = long()
     for draft in (long(seed=1), long(seed=1, n_layers=1), Stepper(long(seed=4)), Stepper(long(), int8=True)):
         speculator = Speculator(model, draft, ahead)
-        assert list(speculator.stream(PROMPT, NEVER, 50, how)) == generate(model, [PROMPT], NEVER, 50, how)[0]
+        assert list(speculator.stream(PROMPT, NEVER, 30, how)) == generate(model, [PROMPT], NEVER, 30, how)[0]
 
 
 def test_it_ends_with_the_end_of_the_text_and_with_what_was_asked_for():
