@@ -5,6 +5,8 @@
 
 import json
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -13,12 +15,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import tiny
 import torch
 import torch.nn.functional as F
+from ragged import PLAIN, Ragged, make, metrics, ragged
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from minialpaca import compiling, precision
 from minialpaca.compiling import compile_blocks
 from minialpaca.model import Transformer
+from minialpaca.trainer import Trainer
 
 LENGTHS = range(5, 25)
 CASES = {"full": {"dropout": 0.2}, "short": {}}
@@ -70,5 +74,26 @@ def beside(name: str) -> dict:
             "same_keys": list(models[0].state_dict()) == list(models[1].state_dict())}
 
 
+def runs(folder: Path) -> dict[str, list[float]]:
+    """The losses of six steps: uncompiled, compiled, and compiled again after the third."""
+    def tuned(name: str, compile: str, **train) -> Trainer:
+        return make(folder / name, Ragged(ragged(24), 4, ragged(4, seed=1), 4), replace(PLAIN, lr=0.05), steps=6, accumulation=2,
+                    compile=compile, **train)
+
+    for compile in ("off", "on"):
+        trainer = tuned(compile, compile)
+        assert trainer.compiles.compiles is (compile == "on")
+        trainer.fit()
+    halted = tuned("halted", "on", save_every=3)
+    halted._done = lambda: halted.state["step"] >= 3
+    halted.fit()
+    torch._dynamo.reset()
+    tuned("halted", "on").fit()
+    return {name: [r["loss"] for r in metrics(folder / name) if "loss" in r] for name in ("off", "on", "halted")}
+
+
 if __name__ == "__main__":
-    print(json.dumps({name: beside(name) for name in CASES}))
+    found = {name: beside(name) for name in CASES}
+    with tempfile.TemporaryDirectory() as folder:
+        found["runs"] = runs(Path(folder))
+    print(json.dumps(found))
