@@ -30,37 +30,42 @@ def quantised(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Held(nn.Module):
-    """A matrix as it is held: input-major (D, F), which one row is multiplied by fastest, or in int8 with its rows' scales."""
+    """A matrix as it is held: input-major (D, F), which a library multiplies one row by fastest; (F, D) where the compiler writes a row's
+    product out as sums (`by_sums`), which read memory half as fast again (docs/LOG.md); or in int8 with its rows' scales.
+    """
 
-    def __init__(self, weight_FD: Tensor, int8: bool):
+    def __init__(self, weight_FD: Tensor, int8: bool, by_sums: bool = False):
         super().__init__()
-        self.int8 = int8
+        self.int8, self.by_sums = int8, by_sums
         if int8:
             weight_FD, scale_F1 = quantised(weight_FD)
             self.register_buffer("scale_F", scale_F1[:, 0])
-        self.register_buffer("weight", weight_FD if int8 else weight_FD.T.contiguous())
+        self.register_buffer("weight", weight_FD if int8 or by_sums else weight_FD.T.contiguous())
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """W x, in x's dtype. A row on a CPU is a sum of products, which is compiled into one pass over the int8."""
-        if not self.int8:
+        """W x, in x's dtype."""
+        if not (self.int8 or self.by_sums):
             return x_BD @ self.weight
-        wide_FD = self.weight.to(x_BD.dtype)
-        by_row = len(x_BD) == 1 and x_BD.device.type == "cpu"
-        return ((wide_FD * x_BD).sum(-1)[None] if by_row else F.linear(x_BD, wide_FD)) * self.scale_F
+        if self.by_sums and len(x_BD) == 1:
+            wide = torch.promote_types(x_BD.dtype, torch.float32)
+            y_BF = (self.weight.to(wide) * x_BD.to(wide)).sum(-1)[None].to(x_BD.dtype)
+        else:
+            y_BF = F.linear(x_BD, self.weight.to(x_BD.dtype))
+        return y_BF * self.scale_F if self.int8 else y_BF
 
 
 class HeldBlock(nn.Module):
     """A block's matrices: rows of q, k and v below each other, those of gate and up, and the gains of its norms."""
 
-    def __init__(self, block: Block, int8: bool):
+    def __init__(self, block: Block, int8: bool, by_sums: bool):
         super().__init__()
         attn, mlp = block.attn, block.mlp
         self.n_heads, self.n_kv_heads, self.d_head = attn.n_heads, attn.n_kv_heads, attn.d_head
         self.attn_norm, self.mlp_norm = block.attn_norm, block.mlp_norm
-        self.qkv = Held(torch.cat([p.weight.detach() for p in (attn.q_proj, attn.k_proj, attn.v_proj)]), int8)
-        self.o = Held(attn.o_proj.weight.detach(), int8)
-        self.gate_up = Held(torch.cat([p.weight.detach() for p in (mlp.gate_proj, mlp.up_proj)]), int8)
-        self.down = Held(mlp.down_proj.weight.detach(), int8)
+        self.qkv = Held(torch.cat([p.weight.detach() for p in (attn.q_proj, attn.k_proj, attn.v_proj)]), int8, by_sums)
+        self.o = Held(attn.o_proj.weight.detach(), int8, by_sums)
+        self.gate_up = Held(torch.cat([p.weight.detach() for p in (mlp.gate_proj, mlp.up_proj)]), int8, by_sums)
+        self.down = Held(mlp.down_proj.weight.detach(), int8, by_sums)
 
     def forward(self, x_BD: Tensor, turn: tuple[Tensor, Tensor], place_1: Tensor, k_BGSK: Tensor, v_BGSK: Tensor,
                 end: int, may_look: Tensor | None) -> Tensor:
@@ -87,11 +92,11 @@ def turned_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Step(nn.Module):
     """tokens (B,) behind those in the cache → logits (B, V), in fp32 at least."""
 
-    def __init__(self, model: Transformer, int8: bool):
+    def __init__(self, model: Transformer, int8: bool, by_sums: bool = False):
         super().__init__()
         self.embed, self.final_norm = model.embed, model.final_norm
-        self.blocks = nn.ModuleList(HeldBlock(block, int8) for block in model.layers)
-        self.head = Held(model.lm_head.weight.detach(), int8)
+        self.blocks = nn.ModuleList(HeldBlock(block, int8, by_sums) for block in model.layers)
+        self.head = Held(model.lm_head.weight.detach(), int8, by_sums)
         wide = torch.float64 if model.embed.weight.dtype == torch.float64 else torch.float32
         places = torch.arange(model.cfg.max_seq_len, device=model.embed.weight.device, dtype=wide)
         cos, sin = rotary_angles(places, model.cfg.d_head, model.cfg.rope_theta)
@@ -125,7 +130,7 @@ class Stepper:
         if not is_plain(model):
             raise ValueError("a Stepper takes a decoder without an adapter in it")
         self.model, self.cfg, self.embed, self.compiled = model.eval(), model.cfg, model.embed, compiled
-        self.step = Step(model, int8).eval()
+        self.step = Step(model, int8, by_sums=(int8 or compiled) and not self.embed.weight.is_cuda).eval()
         if compiled:
             mode = "reduce-overhead" if self.embed.weight.is_cuda else "default"
             self.step = torch.compile(self.step, dynamic=False, fullgraph=True, mode=mode)
