@@ -6,14 +6,12 @@ with `compiled` no shape ever changes: the step is compiled once for a number of
 logits are the model's up to rounding; with matrices in int8, up to half a step of each row's scale.
 """
 
-import os
-import shutil
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minialpaca.cache import KVCache
+from minialpaca.compiling import lacks
 from minialpaca.errors import UserError
 from minialpaca.model import MLP, Attention, Block, RMSNorm, Source, Transformer, gated_swish, rotary_angles
 
@@ -174,6 +172,6 @@ def swift(model: Transformer, int8: bool = False, compiled: bool = False) -> Tra
             raise UserError(f"{asked}: is for a decoder without an adapter in it; merge it first: python -m minialpaca.merge RUN OUT")
         return model
     on_cpu = not model.embed.weight.is_cuda
-    if compiled and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise UserError("--compile: needs a C++ compiler (g++ or clang++, or the one that CXX names); install one, or leave it out")
+    if compiled and (missing := lacks(model.embed.weight.device)):
+        raise UserError(f"--compile: needs {missing}; install it, or leave it out")
     return Stepper(model, int8, compiled) if int8 or compiled or on_cpu else model

@@ -83,6 +83,10 @@ def test_the_search_finds_what_it_is_for(source):
     assert faults(source)
 
 
+def test_a_field_that_is_called_as_a_builtin_is_runs_nothing():
+    assert not faults("class A:\n    compile: str = 'auto'\n") and faults("run = compile")
+
+
 @pytest.mark.parametrize("source", ["torch.load(x, weights_only=True)", "re.compile(x)", "np.load(x)", "np.load(x, allow_pickle=False)",
                                     "model.eval()", "json.loads(x)", "np.frombuffer(x)"])
 def test_the_search_lets_go_what_is_harmless(source):
