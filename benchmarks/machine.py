@@ -40,7 +40,10 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def read_rate(device: torch.device) -> float:
-    """Bytes/s of a matrix read once: its product with a vector."""
+    """Bytes/s of a matrix read once: its product with a vector; on CUDA of what is read and written in a copy."""
     matrix = torch.randn(READ[device.type] // 4 // 4096, 4096, device=device)
+    if device.type == "cuda":
+        other = torch.empty_like(matrix)
+        return 2 * matrix.numel() * 4 / seconds(lambda: other.copy_(matrix), device)
     vector = torch.randn(4096, device=device)
     return matrix.numel() * 4 / min(seconds(lambda: matrix @ vector, device), seconds(lambda: matrix.sum(-1), device))

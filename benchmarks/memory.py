@@ -1,6 +1,7 @@
 """The memory estimate beside the measured peak: full tuning and LoRA, several sizes, each in a process of its own.
 
     python -m benchmarks.memory
+    python -m benchmarks.memory --device cuda
 
 Five optimiser steps of the trainer itself, on random tokens. On a CPU the peak is how far the process's largest resident size
 (VmHWM) rises above what importing and one tiny step took; on CUDA it is torch.cuda.max_memory_allocated. A process's size is also
@@ -20,16 +21,23 @@ SHAPES = {  # d_model, layers, heads, d_ff, vocabulary, context, rows
     "small": (256, 4, 4, 688, 4096, 256, 8),
     "middle": (384, 6, 6, 1024, 8192, 256, 8),
     "large": (512, 8, 8, 1376, 8192, 256, 8),
+    "124M": (768, 12, 12, 2048, 50304, 1024, 16),
+    "1B": (2048, 16, 32, 8192, 32000, 1024, 8),
+    "7B, held in bf16": (4096, 32, 32, 11008, 32000, 2048, 1),
 }
 VARIANTS = {"": {}, "recompute": {"recompute": True}, "accumulation 2": {"accumulation": 2}}
-CASES = [*((shape, method, "") for shape in SHAPES for method in ("none", "lora")),
-         *(("middle", method, variant) for method in ("none", "lora") for variant in list(VARIANTS)[1:])]
+CASES = {"cpu": [*((shape, method, "") for shape in list(SHAPES)[:3] for method in ("none", "lora")),
+                 *(("middle", method, variant) for method in ("none", "lora") for variant in list(VARIANTS)[1:])],
+         "cuda": [("124M", "none", ""), ("124M", "none", "recompute"), ("124M", "lora", ""), ("1B", "none", ""), ("1B", "none", "recompute"),
+                  ("7B, held in bf16", "lora", ""), ("7B, held in bf16", "lora", "recompute")]}
 
 
-def trainer_of(shape: tuple[int, ...], method: str, variant: str, device: str, folder: str):
-    """A trainer on random tokens, every row as long as the context."""
+def trainer_of(shape: tuple[int, ...], method: str, variant: str, device: str, folder: str, held: str = "fp32"):
+    """A trainer on random tokens, every row as long as the context. `held`: what is frozen is stored in it."""
     import torch
 
+    from benchmarks.contestants import Shape
+    from benchmarks.contestants.ours import weights
     from minialpaca.config import AdapterConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
     from minialpaca.data.batch import collate
     from minialpaca.model import Transformer
@@ -49,14 +57,17 @@ def trainer_of(shape: tuple[int, ...], method: str, variant: str, device: str, f
             return T, 0
 
         def batch(self, number: int):
-            rows = torch.randint(V, (B, T + 1), generator=torch.Generator().manual_seed(number)).tolist()
+            rows = torch.randint(V, (B, T + 1), generator=torch.Generator().manual_seed(number))
             return collate([(ids, ids) for ids in rows], pad=3)
 
         def loss_sum(self, model, batch):
             return next_token_loss(model, batch)
 
     train = TrainConfig(batch_size=B, steps=5, **VARIANTS[variant])
-    model = Transformer(ModelConfig(vocab_size=V, d_model=D, n_layers=L, n_heads=H, d_ff=F, max_seq_len=T)).to(device)
+    if device == "cuda":
+        model = weights(Shape(V, D, L, H, F, T, B, held), device)
+    else:
+        model = Transformer(ModelConfig(vocab_size=V, d_model=D, n_layers=L, n_heads=H, d_ff=F, max_seq_len=T))
     model.recompute = train.recompute
     adapter = apply(model, AdapterConfig(method, **({"targets": ("q_proj", "k_proj", "v_proj", "o_proj")} if method == "lora" else {})))
     return Trainer(model, Noise(), OptimConfig(), train, 0, Path(folder), adapter=adapter)
@@ -70,7 +81,7 @@ def worker(shape: str, method: str, variant: str, device: str) -> dict[str, int]
         before = peak_bytes()
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        trainer = trainer_of(SHAPES[shape], method, variant, device, folder)
+        trainer = trainer_of(SHAPES[shape], method, variant, device, folder, "bf16" if "bf16" in shape else "fp32")
         trainer.take_step()
         started = time.perf_counter()
         for _ in range(4):
@@ -90,9 +101,10 @@ def main() -> None:
         return
     print("| model | M parameters | trained | estimated MiB | measured MiB | estimated / measured | s | as it comes MiB | s |\n"
           "|---|---|---|---|---|---|---|---|---|")
-    for case in CASES:
+    for case in CASES[args.device]:
         found, loose = (alone("memory", "--device", args.device, "--worker", *case, **extra)
-                        for extra in ({"MALLOC_MMAP_THRESHOLD_": "262144"}, {}))
+                        for extra in ({"MALLOC_MMAP_THRESHOLD_": "262144"}, {})) if args.device == "cpu" else 2 * [
+                            alone("memory", "--device", "cuda", "--worker", *case)]
         ours, theirs = found["estimated"] / 2**20, found["measured"] / 2**20
         trained = {"none": "all", "lora": "LoRA"}[case[1]] + (f", {case[2]}" if case[2] else "")
         print(f"| {case[0]} | {found['parameters'] / 1e6:.1f} | {trained} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} | "

@@ -5,7 +5,7 @@
     python -m benchmarks.run --device cuda --shape gpt2 --workload train ours:bf16 ours:bf16+compile
 
 Each contestant (benchmarks/contestants says how they are written) has a process of its own, which waits while the others
-take their turns; the first turn warms up and is not counted. Medians of the rounds, with the lowest and the highest;
+take their turns; the first turn, of all at once, warms up and is not counted. Medians of the rounds, with the lowest and the highest;
 `beside` is the median over the rounds of the rate divided by the first contestant's in the same round. Peak memory is
 what the process holds above what importing took. FLOP/s and bytes/s are shares of what the machine was measured to do at the start.
 `--profile FOLDER` gives each one more turn under torch.profiler, whose trace TensorBoard and Perfetto show, and whose
@@ -24,7 +24,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.contestants import SHAPES
+from benchmarks.contestants import SHAPES, Shape
 from benchmarks.runs import ROOT, between, peak_bytes
 
 FIELD = {
@@ -43,14 +43,17 @@ FIELD = {
 class Worker:
     """A contestant in a process of its own."""
 
-    def __init__(self, workload: str, name: str, shape: str, device: str, folder: Path | None):
+    def __init__(self, workload: str, name: str, shape: Shape, device: str, folder: Path | None):
         self.name, self.turns = name, []
-        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.run", "--serve", workload, name, "--shape", shape, "--device", device,
+        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.run", "--serve", workload, name, json.dumps(dataclasses.asdict(shape)),
+                                         "--device", device,
                                          *(["--profile", str(folder.resolve())] if folder else [])],
                                         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def turn(self, number: int) -> None:
+    def ask(self, number: int) -> None:
         print(number, file=self.process.stdin, flush=True)
+
+    def hear(self) -> None:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name}: its process ended with code {self.process.wait()}")
@@ -80,7 +83,7 @@ def serve(workload: str, name: str, shape: str, device: str, folder: Path | None
             print("{}", flush=True)
             continue
         with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(io.StringIO()):  # progress lines are no turns
-            take = take or WORKLOADS[workload](name, SHAPES[shape], device)
+            take = take or WORKLOADS[workload](name, Shape(**json.loads(shape)), device)
             found = dataclasses.asdict(take(int(line)))
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes() - above
         print(json.dumps(found | {"peak": peak}), flush=True)
@@ -89,9 +92,10 @@ def serve(workload: str, name: str, shape: str, device: str, folder: Path | None
 def profiled(work, folder: Path) -> None:
     import torch
 
+    kind = "device" if torch.cuda.is_available() else "cpu"
     with torch.profiler.profile(on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder))) as profile:
         work()
-    (folder / "operations.txt").write_text(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30), encoding="utf-8")
+    (folder / "operations.txt").write_text(profile.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=30), encoding="utf-8")
 
 
 def installed(name: str) -> bool:
@@ -122,16 +126,21 @@ def measure_machine(device: str) -> dict:
     return found | {"machine": platform.machine(), "python": platform.python_version()}
 
 
-def contest(workload: str, names: list[str], shape: str, device: str, rounds: int, machine: dict, folder: Path | None) -> list[Worker]:
+def contest(workload: str, names: list[str], shape: Shape, device: str, rounds: int, machine: dict, folder: Path | None) -> list[Worker]:
     workers = [Worker(workload, name, shape, device, folder) for name in names]
-    for number in range(rounds + 1):
+    for worker in workers:
+        worker.ask(0)
+    for worker in workers:
+        worker.hear()
+    for number in range(1, rounds + 1):
         for worker in workers[number % len(workers):] + workers[:number % len(workers)]:  # nobody always follows the same one
-            worker.turn(number)
+            worker.ask(number)
+            worker.hear()
     for worker in workers:
         if folder:
             worker.profile()
         worker.close()
-    print(f"\n**{workload}**, {shape} {dataclasses.asdict(SHAPES[shape])}\n\n"
+    print(f"\n**{workload}**, {shape}\n\n"
           "| | a second, median (lowest to highest) | beside the first | of the product rate | of the read rate | peak MiB | check |\n" + "|---" * 7 + "|")
     for worker in workers:
         print("| " + " | ".join(row(worker, workers[0], machine)) + " |", flush=True)
@@ -144,21 +153,25 @@ def main() -> None:
     parser.add_argument("--workload", action="append", choices=list(FIELD))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--shape", default="small", choices=list(SHAPES))
+    parser.add_argument("--context", type=int, help="instead of the shape's own")
+    parser.add_argument("--batch", type=int, help="likewise")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--profile", type=Path, metavar="FOLDER")
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
     if args.serve:
-        return serve(*args.serve, args.shape, args.device, args.profile)
+        return serve(*args.serve, args.device, args.profile)
+    shape = SHAPES[args.shape]
+    shape = dataclasses.replace(shape, context=args.context or shape.context, batch=args.batch or shape.batch)
     machine, found = measure_machine(args.device), {}
     print(f"{args.device}: products {machine['fp32'] / 1e9:,.0f} GFLOP/s in fp32, {machine['bf16'] / 1e9:,.0f} in bf16, read {machine['read'] / 1e9:,.1f} GB/s, "
           f"{machine['threads']} threads, torch {machine['torch']}")
     for workload in args.workload or FIELD:
         names = [name for name in args.contestants or FIELD[workload] if installed(name)]
-        found[workload] = {w.name: w.turns for w in contest(workload, names, args.shape, args.device, args.rounds, machine, args.profile)}
+        found[workload] = {w.name: w.turns for w in contest(workload, names, shape, args.device, args.rounds, machine, args.profile)}
     if args.out:
-        args.out.write_text(json.dumps({"machine": machine, "shape": dataclasses.asdict(SHAPES[args.shape]), "turns": found}, indent=1))
+        args.out.write_text(json.dumps({"machine": machine, "shape": dataclasses.asdict(shape), "turns": found}, indent=1))
     return None
 
 

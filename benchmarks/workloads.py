@@ -1,5 +1,6 @@
 """What is timed: some work in turns, so that a contestant's process can wait while the others take theirs."""
 
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -27,19 +28,16 @@ class Turn:
     check: float = 0.0  # a loss, or a sum of tokens: the same for all contestants
 
 
-def rows(shape: Shape, number: int, length: int, batch: int) -> torch.Tensor:
-    return torch.randint(4, shape.vocab_size, (batch, length), generator=torch.Generator().manual_seed(number))
-
-
 def training(name: str, shape: Shape, device: str) -> Callable[[int], Turn]:
     """Some optimiser steps; the loss is that of the first step of the turn."""
     contestant = build(name, shape, device)
+    counted = itertools.count()
 
     def turn(number: int) -> Turn:
-        steps = 1 if number == 0 else 3
+        steps = {"cpu": 3, "cuda": 10}[device] if number else 1
         settle(torch.device(device))
         started = time.perf_counter()
-        losses = [contestant.step(rows(shape, 10 * number + i, shape.context + 1, shape.batch)) for i in range(steps)]
+        losses = [contestant.step(shape.rows(next(counted), shape.context + 1)) for _ in range(steps)]
         settle(torch.device(device))
         tokens = steps * shape.batch * shape.context
         return Turn(time.perf_counter() - started, tokens, tokens * shape.flops_a_token, check=losses[0])
@@ -50,11 +48,11 @@ def training(name: str, shape: Shape, device: str) -> Callable[[int], Turn]:
 def decoding(name: str, shape: Shape, device: str, batch: int) -> Callable[[int], Turn]:
     """Greedy, from a prompt of an eighth of the context to its end. Each token reads every matrix once, whatever the batch."""
     contestant = build(name, shape, device)
-    size = {"bf16": 2, "int8": 1}
+    size = {"int8": 1, "bf16": 2}
     bytes_each = next((size[option] for option in size if option in name), 4)
 
     def turn(number: int) -> Turn:
-        prompts_BT = rows(shape, 0, shape.context // 8, batch)
+        prompts_BT = shape.rows(0, shape.context // 8, batch)
         new = shape.context - shape.context // 8
         settle(torch.device(device))
         started = time.perf_counter()

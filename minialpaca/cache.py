@@ -28,10 +28,9 @@ class KVCache:
     """Keys and values of every layer for B rows of at most `max_len` tokens, padding included."""
 
     def __init__(self, cfg: ModelConfig, batch: int, max_len: int, device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32):
+                 dtype: torch.dtype = torch.float32, memory: tuple[Tensor, Tensor] | None = None):
         shape = (cfg.n_layers, batch, cfg.kv_heads, max_len, cfg.d_head)
-        self.k_LBGSK = torch.empty(shape, device=device, dtype=dtype)
-        self.v_LBGSK = torch.empty(shape, device=device, dtype=dtype)
+        self.k_LBGSK, self.v_LBGSK = memory or (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
         self.real_BS = torch.ones(batch, max_len, dtype=torch.bool, device=device)
         self.padded = False
         self.max_len, self.length = max_len, 0

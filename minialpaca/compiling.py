@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from minialpaca.errors import UserError
+from minialpaca.linear_cross_entropy import at_once
 from minialpaca.model import Block, Transformer
 
 WORTH_IT = 1e14  # multiplications and additions of a whole run; on two cores ten minutes, of which a tenth is saved by compiling for half of one
@@ -72,16 +73,25 @@ def flops_of(model: nn.Module, tokens: int) -> float:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """From here on the model's blocks run compiled where they are trained."""
+    """From here on the model's blocks run compiled where they are trained, and what makes a loss of their logits."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # the compiler asks it something, and a layer that is computed again may not be where it begins
     for part in model.modules():
         if isinstance(part, Transformer):
             part.compiled = compiled()
+            part.judged = compiled_loss()
 
 
 @functools.cache
 def compiled() -> Callable:
     """(block, *its arguments) → what it says. Units are dropped as PyTorch would without compiling, in fp32."""
     return torch.compile(call, dynamic=True, options={"fallback_random": True})
+
+
+@functools.cache
+def compiled_loss() -> Callable:
+    """`at_once` for slices of any number of rows."""
+    return torch.compile(at_once, dynamic=True)
 
 
 def call(block: Block, *arguments):

@@ -2,9 +2,12 @@
 
 The model's own forward takes any number of tokens, any adapter and dropout; asked for one token at a time it spends its
 time between operations. Here queries, keys and values are one product and gate and up another, angles are looked up, and
-with `compiled` no shape ever changes: the step is compiled once for a number of rows (on CUDA captured as a graph). The
-logits are the model's up to rounding; with matrices in int8, up to half a step of each row's scale.
+with `compiled` no shape ever changes: the step is compiled once for a number of rows, on CUDA a layer of it, and the step
+is recorded. The logits are the model's up to rounding; with matrices in int8, up to half a step of each row's scale.
 """
+
+import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ from minialpaca.cache import KVCache
 from minialpaca.compiling import lacks
 from minialpaca.errors import UserError
 from minialpaca.model import MLP, Attention, Block, RMSNorm, Source, Transformer, gated_swish, rotary_angles
+from minialpaca.recorded import Recorded, Rooms
 
 
 def quantised(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,14 +91,25 @@ def turned_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos + swapped * sin).to(x.dtype)
 
 
-class Step(nn.Module):
-    """tokens (B,) behind those in the cache → logits (B, V), in fp32 at least."""
+def call(part: nn.Module, *arguments):
+    return part(*arguments)
 
-    def __init__(self, model: Transformer, int8: bool, by_sums: bool = False):
+
+@functools.cache
+def compiled_call() -> Callable:
+    """One compilation for all layers of a shape, and one for the head. On CUDA: tuned, which reads memory a sixth faster (docs/LOG.md)."""
+    return torch.compile(call, dynamic=False, fullgraph=True, options={"coordinate_descent_tuning": True})
+
+
+class Step(nn.Module):
+    """tokens (B,) behind those in the cache → logits (B, V), in fp32 at least. `call` says how a layer, and the head, is asked."""
+
+    def __init__(self, model: Transformer, int8: bool, by_sums: bool = False, call: Callable = call):
         super().__init__()
-        self.embed, self.final_norm = model.embed, model.final_norm
+        self.call = call
+        self.embed = model.embed
         self.blocks = nn.ModuleList(HeldBlock(block, int8, by_sums) for block in model.layers)
-        self.head = Held(model.lm_head.weight.detach(), int8, by_sums)
+        self.head = nn.Sequential(model.final_norm, Held(model.lm_head.weight.detach(), int8, by_sums))
         wide = torch.float64 if model.embed.weight.dtype == torch.float64 else torch.float32
         places = torch.arange(model.cfg.max_seq_len, device=model.embed.weight.device, dtype=wide)
         cos, sin = rotary_angles(places, model.cfg.d_head, model.cfg.rope_theta)
@@ -105,9 +120,11 @@ class Step(nn.Module):
                 end: int, may_look: Tensor | None) -> Tensor:
         x_BD = self.embed(tokens_B)
         turn = self.cos_SK[positions_B][:, None], self.sin_SK[positions_B][:, None]
+        if may_look is not None:  # once for all layers in the form that attention adds
+            may_look = torch.zeros_like(may_look, dtype=x_BD.dtype).masked_fill(~may_look, -torch.inf)
         for block, (k_BGSK, v_BGSK) in zip(self.blocks, cached):
-            x_BD = block(x_BD, turn, place_1, k_BGSK, v_BGSK, end, may_look)
-        logits_BV = self.head(self.final_norm(x_BD))
+            x_BD = self.call(block, x_BD, turn, place_1, k_BGSK, v_BGSK, end, may_look)
+        logits_BV = self.call(self.head, x_BD)
         return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
 
 
@@ -128,19 +145,26 @@ class Stepper:
         if not is_plain(model):
             raise ValueError("a Stepper takes a decoder without an adapter in it")
         self.model, self.cfg, self.embed, self.compiled = model.eval(), model.cfg, model.embed, compiled
-        self.step = Step(model, int8, by_sums=(int8 or compiled) and not self.embed.weight.is_cuda).eval()
-        if compiled:
-            mode = "reduce-overhead" if self.embed.weight.is_cuda else "default"
-            self.step = torch.compile(self.step, dynamic=False, fullgraph=True, mode=mode)
+        self.records = compiled and self.embed.weight.is_cuda
+        self.step = Step(model, int8, int8 or compiled, compiled_call() if self.records else call).eval()
+        if compiled and not self.records:
+            self.step = torch.compile(self.step, dynamic=False, fullgraph=True)
+        self.rooms = Rooms(self._zeros)
 
     def new_cache(self, rows: int, places: int) -> KVCache:
         """Compiled, it is as long as the context whatever is asked: a length of its own would be compiled anew."""
         if not self.compiled:
             return self.model.new_cache(rows, places)
-        cache = self.model.new_cache(rows, self.cfg.max_seq_len)
-        cache.k_LBGSK.zero_()  # what is behind the mask is multiplied by 0, and must be a number
-        cache.v_LBGSK.zero_()
+        room = self.rooms.take(rows)
+        cache = KVCache(self.cfg, rows, self.cfg.max_seq_len, self.embed.weight.device, memory=room.memory)
+        self.rooms.lend(room, rows, cache)
+        cache.room = room
         return cache
+
+    def _zeros(self, rows: int) -> tuple[Tensor, Tensor]:
+        """What is behind the mask is multiplied by 0, and must be a number."""
+        cache = self.model.new_cache(rows, self.cfg.max_seq_len)
+        return cache.k_LBGSK.zero_(), cache.v_LBGSK.zero_()
 
     def next_logits(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache, sources: list[Source] | None = None) -> Tensor:
         """What stands behind each row's last token: logits (B, V)."""
@@ -152,16 +176,26 @@ class Stepper:
         positions_B = place_1.expand(len(tokens_BT)) if real_BS is None else real_BS.sum(-1) - 1
         end, may_look = self._window(real_BS, place_1, length, cache)
         cached = list(zip(cache.k_LBGSK.unbind(), cache.v_LBGSK.unbind()))
-        logits_BV = self.step(tokens_BT[:, 0], positions_B, place_1, cached, end, may_look)
+        if self.records:
+            inputs = tokens_BT[:, 0], positions_B, place_1, may_look
+            cache.room.step = cache.room.step or Recorded(lambda t, p, place, may: self.step(t, p, place, cached, end, may), *inputs)
+            logits_BV = cache.room.step(*inputs)
+        else:
+            logits_BV = self.step(tokens_BT[:, 0], positions_B, place_1, cached, end, may_look)
         cache.advance(1)
         return logits_BV
 
     def _window(self, real_BS: Tensor | None, place_1: Tensor, length: int, cache: KVCache) -> tuple[int, Tensor | None]:
         """How much of the cache is looked at, and which of it; compiled, all of it through a mask."""
-        if not self.compiled:
-            return length + 1, None if real_BS is None else real_BS[:, None, None]
-        written_S = torch.arange(cache.max_len, device=place_1.device) <= place_1
-        return cache.max_len, (written_S & cache.real_BS)[:, None, None]
+        if self.compiled:
+            return cache.max_len, written_and_real(place_1, cache.real_BS)
+        return length + 1, None if real_BS is None else real_BS[:, None, None]
+
+
+def written_and_real(place_1: Tensor, real_BS: Tensor) -> Tensor:
+    """True (B, 1, 1, S) where something stands that may be looked at, of a cache with more room than that."""
+    written_S = torch.arange(real_BS.shape[1], device=place_1.device) <= place_1
+    return (written_S & real_BS)[:, None, None]
 
 
 def swift(model: Transformer, int8: bool = False, compiled: bool = False) -> Transformer | Stepper:

@@ -38,6 +38,7 @@ from minialpaca.model import Source, Transformer
 from minialpaca.sampling import choose
 from minialpaca.speculate import Speculator, with_draft
 from minialpaca.tokenizer import Tokenizer
+from minialpaca.transfer import fetch, queues, sent
 
 
 @torch.no_grad()
@@ -56,15 +57,21 @@ def stream(model: Transformer | Stepper, prompts: Sequence[Sequence[int]], eos: 
     for row, prompt in zip(seen_BV, prompts):
         row[torch.as_tensor(prompt, device=row.device)] = True
     generators = [torch.Generator().manual_seed(how.seed + b) for b in range(len(prompts))]
-    ended = [False] * len(prompts)
-    for _ in range(max_new):
-        next_B = choose(model.next_logits(new, real, cache, sources), seen_BV, how, generators)
-        yield [None if over else token for over, token in zip(ended, next_B.tolist())]
-        ended = [over or token == eos for over, token in zip(ended, next_B.tolist())]
+    ended, ahead = [False] * len(prompts), queues(new.device)
+    logits_BV = model.next_logits(new, real, cache, sources)
+    for left in reversed(range(max_new)):
+        next_B = choose(logits_BV, seen_BV, how, generators)
+        seen_BV.scatter_(1, next_B[:, None], True)
+        told = fetch(next_B)
+        if left and ahead:  # else a GPU would wait for the host; at a text's end this was asked in vain
+            logits_BV = model.next_logits(next_B[:, None], None, cache, sources)
+        tokens = told()
+        yield [None if over else token for over, token in zip(ended, tokens)]
+        ended = [over or token == eos for over, token in zip(ended, tokens)]
         if all(ended):
             return
-        seen_BV.scatter_(1, next_B[:, None], True)
-        new, real = next_B[:, None], None  # an ended row runs on unseen: nobody looks at its tokens
+        if left and not ahead:  # an ended row runs on unseen: nobody looks at its tokens
+            logits_BV = model.next_logits(next_B[:, None], None, cache, sources)
 
 
 def generate(model: Transformer | Stepper, prompts: Sequence[Sequence[int]], eos: int, max_new: int | None = None,
@@ -96,12 +103,12 @@ def room(model: Transformer, prompts: Sequence[Sequence[int]], max_new: int | No
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """tokens (B, T) and which of them are real; None where all are."""
     longest = max(map(len, prompts))
-    tokens_BT = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+    tokens_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
     real_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     for b, prompt in enumerate(prompts):
-        tokens_BT[b, longest - len(prompt):] = torch.as_tensor(prompt, device=device)
+        tokens_BT[b, longest - len(prompt):] = torch.as_tensor(prompt)
         real_BT[b, longest - len(prompt):] = True
-    return tokens_BT, None if bool(real_BT.all()) else real_BT
+    return sent(tokens_BT, device), None if bool(real_BT.all()) else sent(real_BT, device)
 
 
 def answer_all(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_new: int,

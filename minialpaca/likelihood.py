@@ -67,8 +67,8 @@ def of_one_batch(model: Transformer, pairs: Sequence[Pair]) -> list[list[float]]
     rows = [([*x, *y], [*[IGNORE] * len(x), *y]) for x, y in pairs]
     batch = collate(rows, pad=0).to(model.embed.weight.device)
     inputs_BT, targets_BT = next_token_pairs(batch.tokens_BT, batch.labels_BT)
-    logits_NV = model.logits(model.hidden(inputs_BT).flatten(0, 1)[batch.supervised_N])
-    targets_N = targets_BT.flatten()[batch.supervised_N]
+    logits_NV = model.logits(batch.learned(model.hidden(inputs_BT)))
+    targets_N = batch.learned(targets_BT)
     log_p_N = logits_NV.log_softmax(-1).gather(-1, targets_N[:, None])[:, 0]
     return [part.tolist() for part in log_p_N.split([len(y) for _, y in pairs])]
 

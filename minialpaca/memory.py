@@ -2,7 +2,7 @@
 
 With n = B T places, s the bytes of a product (4, or 2 in bf16 and fp16), everything in bytes:
 
-    weights      4 per parameter
+    weights      4 per parameter, or 2 of a frozen one that is held in a short dtype
     gradients    4 per trained parameter: what is frozen has none
     moments      8 per trained parameter: AdamW's averages of g and g²
     activations  of each layer what autograd keeps for the way back:
@@ -131,7 +131,7 @@ def beside_layers(model: nn.Module, trained_only: bool) -> int:
 
 
 def parameter_bytes(module: nn.Module, trained_only: bool) -> int:
-    return FLOAT * sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad or not trained_only)
 
 
 # ── what layers keep ─────────────────────────────────────────────────────────────────────────────
@@ -204,7 +204,7 @@ def linear_kept(linear: nn.Module, n: int, load: Load, flows: bool, copied: bool
     wants = base.weight.requires_grad or (low_rank and not dropped) or getattr(linear, "of_input", False)
     size = 0
     if load.short < FLOAT:
-        size += base.weight.numel() * load.short * flows + n * base.in_features * load.short * (wants and copied)
+        size += base.weight.numel() * load.short * (flows and base.weight.element_size() > load.short) + n * base.in_features * load.short * (wants and copied)
     if low_rank:
         size += rank_kept(linear, n, load) + 2 * n * base.in_features * load.short * dropped  # noise, and what is left of x
     if isinstance(linear, DoRALinear):

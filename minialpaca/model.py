@@ -251,6 +251,7 @@ class Transformer(nn.Module):
         self.register_module("virtual", None)  # where prompt tuning puts its vectors: called with (x_BTD, real_BT)
         self.recompute = False
         self.compiled: Callable | None = None  # compiling.py's way to call a block
+        self.judged: Callable | None = None  # and to judge a slice of logits
         self.causal, self.two_stacks = cfg.architecture != "encoder", cfg.architecture == "encoder_decoder"
         if self.two_stacks:
             self.encoder = Encoder(cfg)

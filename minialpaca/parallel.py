@@ -26,6 +26,9 @@ def start() -> None:
     # Numbers that the host knows travel by gloo, so that nobody waits for a device on their account.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     if torch.cuda.is_available():
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(f"process {rank()}: this machine has {torch.cuda.device_count()} CUDA devices, one for each process; start "
+                            "fewer (torchrun --nproc-per-node), or hide them to train on the CPU (CUDA_VISIBLE_DEVICES=)")
         torch.cuda.set_device(local_rank())
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process lives)

@@ -28,6 +28,7 @@ from minialpaca.signals import Stop, heard
 from minialpaca.spread import Copies
 from minialpaca.storage.recipe import Recipe
 from minialpaca.tasks import Task
+from minialpaca.transfer import queues
 
 Observer = Callable[[nn.Module, RunLog, int], None]  # shows sample answers and attention maps at an evaluation
 
@@ -95,6 +96,7 @@ class Trainer:
         self.keeper.refuse_little_room()
         self.stop = Stop()
         self.attack_noted = False
+        self.ready: dict[int, dict[int, Batch]] = {}  # a step to come → its micro-batches
         self.state = {"step": 0, "best": None, "evaluations_without_gain": 0, "stopped_early": False}
 
     def _keep(self, spread: Copies) -> None:
@@ -195,6 +197,7 @@ class Trainer:
         losses = self._backward(batches, n_supervised, n_texts)                  # 3. clean and adversarial backward, scaled
         losses = self.spread.add_up(self.model.parameters(), losses)             # 4. the sum over processes, once
         penalties = self._backward_penalties()                                   #    the penalties' backward, once a step
+        self._make_ready(step + 1)                                               #    (the next step's data, while a GPU is at work)
         self._unscale(losses)                                                    # 5. unscale, once
         grad_norm = self.spread.length(global_norm(self.model.parameters()))     # 6. how long the gradient is
         numbers = fetched({**losses, **penalties, "grad_norm": grad_norm})       #    (the step's one look at the device)
@@ -215,9 +218,17 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> dict[int, Batch]:
         """place in the step → micro-batch, dealt out to the processes; the last step of a run may have fewer."""
-        first = step * self.a_step
-        places = range(parallel.rank(), min(self.a_step, self.total_batches - first), parallel.size())
-        return {place: self.task.batch(first + place) for place in places}
+        made = self.ready.pop(step, None)
+        if made is None:
+            first = step * self.a_step
+            places = range(parallel.rank(), min(self.a_step, self.total_batches - first), parallel.size())
+            made = {place: self.task.batch(first + place).to(self.device) for place in places}
+        return made
+
+    def _make_ready(self, step: int) -> None:
+        """Where the device is still at work: what the step will ask for is there when it asks."""
+        if queues(self.device):
+            self.ready = {step: self._micro_batches(step)}
 
     def _backward(self, batches: dict[int, Batch], n_supervised: int, n_texts: int) -> Noted:
         """Adds the gradient of Σ losses / n to .grad, micro-batch by micro-batch, each with its attack; returns what they came to."""
@@ -227,7 +238,7 @@ class Trainer:
         for place, batch in batches.items():
             # Dropout is a function of (seed, step, micro-batch), so a resumed run drops the same, and an attack's passes too.
             seed = whole(self.seed, self.state["step"], place, 3) >> 1
-            passes = self._passes(batch.to(self.device), n_supervised, n_texts, seed)
+            passes = self._passes(batch, n_supervised, n_texts, seed)
             for name, value in self._attacked(passes, last=idle is None and place == max(batches)).items():
                 totals[name] = totals[name] + value
         if idle:

@@ -10,10 +10,11 @@ import torch
 from running import ROOT
 from torch import nn
 
+from minialpaca import recorded
 from minialpaca.config import AdapterConfig, ModelConfig, Sampling
 from minialpaca.decode import Stepper, is_plain, quantised, swift
 from minialpaca.errors import UserError
-from minialpaca.generate import generate
+from minialpaca.generate import generate, stream
 from minialpaca.heads import Classifier
 from minialpaca.model import Transformer
 from minialpaca.peft import apply
@@ -69,6 +70,49 @@ def test_in_bf16_the_logits_are_fp32_and_near():
     model = long().bfloat16()
     step, whole = said(Stepper(model), PROMPTS, 8), said(model, PROMPTS, 8)
     assert step.dtype == torch.float32 and (step - whole).abs().max() < 0.1 * whole.abs().max()
+
+
+# ── recorded ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def records(monkeypatch):
+    """As on CUDA, but that what is recorded is done again when it is played. Tells what was recorded."""
+    recorded_works = []
+
+    def record(work):
+        recorded_works.append(work)
+        output = work()
+        return lambda: output.copy_(work()), output
+
+    monkeypatch.setattr(recorded, "record", record)
+    return recorded_works
+
+
+def recording(model) -> Stepper:
+    stepper = Stepper(model)
+    stepper.compiled = stepper.records = True
+    return stepper
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["padded", "one row"])
+def test_a_recorded_step_says_what_the_model_says(records, prompts):
+    model = long().double()
+    stepper, whole = recording(model), said(model, prompts, 20)
+    for _ in range(2):  # the second time in the memory of the first
+        torch.testing.assert_close(said(stepper, prompts, 20), whole, rtol=1e-12, atol=1e-12)
+    assert len(records) == 1
+
+
+def test_texts_that_are_written_at_once_have_memory_of_their_own_and_leave_it_to_the_next(records):
+    model = long()
+    stepper, alone = recording(model), [generate(model, [prompt], NEVER, 30)[0] for prompt in PROMPTS[:3]]
+    for _ in range(2):
+        at_once = zip(*(stream(stepper, [prompt], NEVER, 30) for prompt in PROMPTS[:3]))
+        assert [list(text) for text in zip(*([tokens[0] for tokens in step] for step in at_once))] == alone
+    assert len(records) == 3
+    generate(stepper, PROMPTS[:2], NEVER, 5)  # other rows
+    assert len(records) == 4
 
 
 # ── int8 ─────────────────────────────────────────────────────────────────────────────────────────
@@ -150,7 +194,7 @@ def test_compiled_once_for_all_lengths_it_says_the_same(int8):
 import sys; sys.path.insert(0, "tests")
 import tiny, torch
 from minialpaca.decode import Stepper
-from minialpaca.generate import generate
+from minialpaca.generate import generate, stream
 torch._dynamo.config.error_on_recompile = True
 model = tiny.model(tiny.GQA, max_seq_len=48, tie_embeddings=False, init_std=0.3)
 plain, compiled = Stepper(model, {int8}), Stepper(model, {int8}, compiled=True)

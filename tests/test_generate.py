@@ -34,6 +34,22 @@ def one_by_one(model, prompt: list[int], new: int, penalty: float = 1.0) -> list
     return ids[len(prompt):]
 
 
+@pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=1.0, repetition_penalty=1.3, seed=3)])
+def test_where_a_device_only_queues_its_work_a_token_is_asked_for_before_the_last_one_is_seen(monkeypatch, how):
+    """The texts are the same; where one ends early it was asked for one more, and never for more than the context holds."""
+    model, asked = long("GQA"), []
+    really = model.next_logits
+    model.next_logits = lambda *how: asked.append(1) or really(*how)
+    texts = generate(model, PROMPTS, NEVER, 20, how)
+    end = texts[0][7]
+    ended, full = generate(model, PROMPTS[:1], end, None, how), generate(model, PROMPTS[:1], NEVER, None, how)
+    counted = len(asked)
+    monkeypatch.setattr(generate_module, "queues", lambda device: True)
+    assert generate(model, PROMPTS, NEVER, 20, how) == texts and generate(model, PROMPTS[:1], NEVER, None, how) == full
+    assert generate(model, PROMPTS[:1], end, None, how) == ended and len(ended[0]) <= 8
+    assert len(asked) == 2 * counted + 1
+
+
 # ── the same tokens by every road ────────────────────────────────────────────────────────────────
 
 

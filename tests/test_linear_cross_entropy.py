@@ -5,7 +5,7 @@ import torch
 from tiny import normal, tokens
 
 from minialpaca import linear_cross_entropy
-from minialpaca.linear_cross_entropy import linear_cross_entropy_sum
+from minialpaca.linear_cross_entropy import at_once, in_place, linear_cross_entropy_sum
 from minialpaca.objectives import cross_entropy_sum
 
 N, D, V = 11, 5, 7
@@ -20,10 +20,11 @@ def slices(request, monkeypatch):
     monkeypatch.setitem(linear_cross_entropy.SLICE, "cpu", request.param)
 
 
+@pytest.mark.parametrize("judged", [in_place, at_once])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_loss_and_gradients_are_those_of_all_logits(slices, smoothing):
+def test_loss_and_gradients_are_those_of_all_logits(slices, smoothing, judged):
     hidden_ND, weight_VD, targets_N = parts()
-    found = linear_cross_entropy_sum(hidden_ND, weight_VD, targets_N, smoothing)
+    found = linear_cross_entropy_sum(hidden_ND, weight_VD, targets_N, smoothing, judged)
     wanted = cross_entropy_sum(hidden_ND @ weight_VD.T, targets_N, smoothing)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
     for a, b in zip(torch.autograd.grad(3 * found, (hidden_ND, weight_VD)), torch.autograd.grad(3 * wanted, (hidden_ND, weight_VD))):
@@ -54,16 +55,25 @@ def test_huge_logits_overflow_nowhere():
     torch.testing.assert_close(found, cross_entropy_sum(hidden_ND @ weight_VD.float().T, targets_N), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("judged", [in_place, at_once])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_products_and_fp32_softmax(dtype):
+def test_low_precision_products_and_fp32_softmax(dtype, judged):
     hidden_ND, weight_VD, targets_N = (t.detach() for t in parts())
     low = hidden_ND.to(dtype).requires_grad_(), weight_VD.to(dtype).requires_grad_()
-    found = linear_cross_entropy_sum(*low, targets_N)
+    found = linear_cross_entropy_sum(*low, targets_N, judged=judged)
     assert found.dtype == torch.float32
     wanted = cross_entropy_sum(low[0].detach().double() @ low[1].detach().double().T, targets_N)
     assert found.item() == pytest.approx(wanted.item(), rel=0.02)
     found.backward()
     assert low[0].grad.dtype == low[1].grad.dtype == dtype and low[1].grad.isfinite().all()
+
+
+@pytest.mark.parametrize("judged", [in_place, at_once])
+def test_a_slice_in_bf16_is_judged_in_fp32(judged):
+    z_RV, y_R = normal(N, V).bfloat16(), tokens(N, vocab_size=V)
+    loss, d_logits_RV = judged(z_RV.clone(), y_R[:, None], 0.1, torch.float32)
+    assert loss.item() == pytest.approx(cross_entropy_sum(z_RV.double(), y_R, 0.1).item(), rel=1e-6)
+    assert d_logits_RV.dtype == torch.bfloat16
 
 
 def test_many_rows_in_fp16_do_not_overflow_the_heads_gradient():

@@ -18,6 +18,7 @@ A contestant is written `package` or `package:option+option`. Options, of which 
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +33,7 @@ class Shape:
     d_ff: int = 1024
     context: int = 256
     batch: int = 8
+    held: str = "fp32"  # what matrices are stored in
 
     @property
     def matrices(self) -> int:
@@ -44,9 +46,13 @@ class Shape:
         of the context that a token sees on average: 3 · 2 · 2 · L D T/2."""
         return 6 * self.matrices + 6 * self.n_layers * self.d_model * self.context
 
+    def rows(self, number: int, length: int, batch: int | None = None) -> Tensor:
+        """Random ids, the same for all; none that is a control id of ours."""
+        return torch.randint(4, self.vocab_size, (batch or self.batch, length), generator=torch.Generator().manual_seed(number))
+
 
 SHAPES = {"small": Shape(), "gpt2": Shape(50304, 768, 12, 12, 2048, 1024, 16), "1b": Shape(32000, 2048, 16, 32, 8192, 1024, 8),
-          "7b": Shape(32000, 4096, 32, 32, 11008, 2048, 1), "tiny": Shape(64, 16, 2, 2, 24, 16, 2)}
+          "7b": Shape(32000, 4096, 32, 32, 11008, 2048, 1, "bf16"), "tiny": Shape(64, 16, 2, 2, 24, 16, 2)}
 
 
 class Contestant(Protocol):

@@ -9,16 +9,19 @@ from benchmarks.contestants.foreign import Foreign, halves
 from benchmarks.contestants.ours import ATTENTION, weights
 
 
-def translated(shape: Shape) -> LlamaForCausalLM:
-    theirs = LlamaForCausalLM(LlamaConfig(
+def translated(shape: Shape, device: str) -> LlamaForCausalLM:
+    ours = weights(shape, device)
+    cfg = LlamaConfig(
         vocab_size=shape.vocab_size, hidden_size=shape.d_model, num_hidden_layers=shape.n_layers, num_attention_heads=shape.n_heads,
         num_key_value_heads=shape.n_heads, intermediate_size=shape.d_ff, max_position_embeddings=shape.context,
-        rms_norm_eps=weights(shape).cfg.norm_eps, rope_theta=weights(shape).cfg.rope_theta, tie_word_embeddings=False,
-        bos_token_id=1, eos_token_id=None, pad_token_id=3))
+        rms_norm_eps=ours.cfg.norm_eps, rope_theta=ours.cfg.rope_theta, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=None, pad_token_id=3)
+    with torch.device(device):
+        theirs = LlamaForCausalLM(cfg).to(ours.embed.weight.dtype)
     names = {"embed": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
     parts = {"attn": "self_attn", "attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     found = {}
-    for name, weight in weights(shape).state_dict().items():
+    for name, weight in ours.state_dict().items():
         first, *rest = name.removesuffix(".weight").split(".")
         if first == "layers":
             number, part, *inner = rest
@@ -33,7 +36,7 @@ def translated(shape: Shape) -> LlamaForCausalLM:
 
 class Llama(Foreign):
     def __init__(self, shape: Shape, options: set[str], device: str):
-        model = translated(shape)
+        model = translated(shape, device)
         if "lora" in options:
             from peft import LoraConfig, get_peft_model
             model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=list(ATTENTION), task_type="CAUSAL_LM"))

@@ -8,11 +8,11 @@ from benchmarks.contestants.foreign import Foreign, halves
 from benchmarks.contestants.ours import weights
 
 
-def translated(shape: Shape, lora: bool):
+def translated(shape: Shape, lora: bool, device: str):
     import litgpt
     import litgpt.lora
 
-    ours = weights(shape)
+    ours = weights(shape, device)
     given = dict(block_size=shape.context, vocab_size=shape.vocab_size, padded_vocab_size=shape.vocab_size, n_layer=shape.n_layers,
                  n_head=shape.n_heads, n_embd=shape.d_model, head_size=shape.d_model // shape.n_heads, n_query_groups=shape.n_heads,
                  rotary_percentage=1.0, parallel_residual=False, bias=False, norm_class_name="RMSNorm", norm_eps=ours.cfg.norm_eps,
@@ -38,7 +38,7 @@ def translated(shape: Shape, lora: bool):
 
 class Lit(Foreign):
     def __init__(self, shape: Shape, options: set[str], device: str):
-        self.prepare(translated(shape, "lora" in options), options, device)
+        self.prepare(translated(shape, "lora" in options, device), options, device)
         self.rows = None
 
     @torch.no_grad()

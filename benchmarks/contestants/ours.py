@@ -12,8 +12,9 @@ from minialpaca.config import AdapterConfig, AdversarialConfig, LossConfig, Mode
 from minialpaca.data.batch import TextBatch, collate
 from minialpaca.decode import swift
 from minialpaca.generate import generate
-from minialpaca.model import Transformer
+from minialpaca.model import Transformer, init_std
 from minialpaca.peft import apply
+from minialpaca.precision import DTYPES
 from minialpaca.tasks import Task, next_token_loss
 from minialpaca.trainer import Trainer
 
@@ -24,18 +25,29 @@ NEVER = -1
 
 
 def weights(shape: Shape, device: str = "cpu") -> Transformer:
+    """On a GPU drawn there: to draw seven billion numbers takes a CPU a minute."""
     cfg = ModelConfig(vocab_size=shape.vocab_size, d_model=shape.d_model, n_layers=shape.n_layers, n_heads=shape.n_heads,
                       d_ff=shape.d_ff, max_seq_len=shape.context, tie_embeddings=False)
-    return Transformer(cfg).to(device)
+    if device == "cpu":
+        return Transformer(cfg)
+    with torch.device("meta"):
+        model = Transformer(cfg)
+    model = model.to(DTYPES[shape.held]).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            std = init_std(cfg, name)
+            parameter.fill_(1.0) if std is None else parameter.normal_(0.0, std, generator=generator)
+    return model
 
 
 class Given(Task):
-    """The rows that the next step takes."""
+    """The rows that everybody is given: those of a step's number."""
 
     tokenizer_sha256, loss = "", LossConfig()
 
     def __init__(self, shape: Shape):
-        self.shape, self.rows = shape, []
+        self.shape = shape
 
     def batches_per_epoch(self) -> int:
         return 1
@@ -44,7 +56,7 @@ class Given(Task):
         return self.shape.context, 0
 
     def batch(self, number: int) -> TextBatch:
-        return collate([(ids, ids) for ids in self.rows], pad=3)
+        return collate([(ids, ids) for ids in self.shape.rows(number, self.shape.context + 1)], pad=3)
 
     def loss_sum(self, model, batch):
         return next_token_loss(model, batch)
@@ -71,8 +83,8 @@ class Ours:
         return Trainer(self.model, self.given, OptimConfig(), train, 0, folder, adapter=adapter, attack=attack)
 
     def step(self, tokens_BT: Tensor) -> float:
+        """Its trainer asks for the rows itself, as it would for a run's."""
         self.trainer = self.trainer or self._trainer()
-        self.given.rows = tokens_BT.tolist()
         return self.trainer.take_step()["loss"]
 
     def answer(self, prompts_BT: Tensor, new: int) -> list[list[int]]:

@@ -6,6 +6,8 @@
 import torch
 from torch import Tensor
 
+from minialpaca.transfer import sent
+
 
 def l2_norm(x_BTD: Tensor) -> Tensor:
     """‖x_b‖₂ = m_b √(Σ_td (x_btd / m_b)²),  m_b = max_td |x_btd|, as (B, 1, 1)   [fgm.norm]
@@ -62,6 +64,6 @@ def drawn(real_BT: Tensor, d_model: int, epsilon: float, generator: torch.Genera
 
     So ‖δ₀‖₂ is ε/√3 on average, however long the text. Zhu et al. 2020, algorithm 1, line 4.
     """
-    drawn_BTD = torch.rand(*real_BT.shape, d_model, generator=generator).mul_(2).sub_(1).to(real_BT.device)
+    drawn_BTD = sent(torch.rand(*real_BT.shape, d_model, generator=generator).mul_(2).sub_(1), real_BT.device)
     coordinates_B11 = (d_model * real_BT.sum(1)).clamp(min=1)[:, None, None]
     return epsilon * drawn_BTD * real_BT[..., None] / coordinates_B11.sqrt()

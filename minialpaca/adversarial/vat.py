@@ -10,6 +10,7 @@ from minialpaca.adversarial.direction import steepest_l2, usable
 from minialpaca.adversarial.embedded import perturbed
 from minialpaca.config import AdversarialConfig
 from minialpaca.objectives import kl_sum
+from minialpaca.transfer import sent
 
 
 class VAT:
@@ -60,7 +61,7 @@ class VAT:
 
 def random_directions(real_BT: Tensor, d_model: int, generator: torch.Generator) -> Tensor:
     """d_b uniform on the unit sphere of example b's real coordinates: normal numbers over their length."""
-    drawn_BTD = torch.randn(*real_BT.shape, d_model, generator=generator).to(real_BT.device)
+    drawn_BTD = sent(torch.randn(*real_BT.shape, d_model, generator=generator), real_BT.device)
     return steepest_l2(drawn_BTD * real_BT[..., None], 1.0)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minialpaca.objectives import IGNORE, next_token_pairs
+from minialpaca.transfer import sent
 
 
 class OnDevice:
@@ -19,7 +20,7 @@ class OnDevice:
                 return tuple(map(moved, value))
             if isinstance(value, OnDevice):
                 return value.to(device)
-            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            return sent(value, device) if isinstance(value, Tensor) else value
 
         return dataclasses.replace(self, **{f.name: moved(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
@@ -37,6 +38,11 @@ class Batch(OnDevice):
     @property
     def n_supervised(self) -> int:
         return len(self.supervised_N)
+
+    def learned(self, x: Tensor) -> Tensor:
+        """x (B, T, …) at the places where something is learned, (N, …); as it lies where that is everywhere."""
+        flat = x.flatten(0, 1)
+        return flat if self.n_supervised == len(flat) else flat[self.supervised_N]
 
     @property
     def n_texts(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from minialpaca.config import LossConfig
 from minialpaca.data.batch import Batch
 from minialpaca.errors import UserError
-from minialpaca.linear_cross_entropy import linear_cross_entropy_sum
+from minialpaca.linear_cross_entropy import in_place, linear_cross_entropy_sum
 from minialpaca.objectives import next_token_pairs, regularised_sum
 
 
@@ -65,7 +65,8 @@ def said_loss(model: nn.Module, hidden: Callable[[], Tensor], targets_N: Tensor,
     plain = type(model.lm_head) is nn.Linear and model.lm_head.bias is None
     if plain and not (model.training and how.r_drop):
         smoothing = how.label_smoothing if model.training else 0.0
-        return linear_cross_entropy_sum(hidden(), model.lm_head.weight, targets_N, smoothing)
+        judged = model.judged if model.judged and model.training else in_place
+        return linear_cross_entropy_sum(hidden(), model.lm_head.weight, targets_N, smoothing, judged)
     return regularised_sum(lambda: model.logits(hidden()), targets_N, how, model.training)
 
 
@@ -78,6 +79,6 @@ def next_token_loss(model: nn.Module, batch: Batch, how: LossConfig = LossConfig
     inputs_BT, targets_BT = next_token_pairs(batch.tokens_BT, batch.labels_BT)
 
     def hidden() -> Tensor:
-        return model.hidden(inputs_BT).flatten(0, 1)[batch.supervised_N]
+        return batch.learned(model.hidden(inputs_BT))
 
-    return said_loss(model, hidden, targets_BT.flatten()[batch.supervised_N], how)
+    return said_loss(model, hidden, batch.learned(targets_BT), how)

@@ -149,9 +149,9 @@ def masked_loss(model: nn.Module, batch: MaskedBatch, how: LossConfig) -> Tensor
 
     def hidden() -> Tensor:
         hidden_BTD = model.hidden(batch.tokens_BT, None if batch.n_tokens == batch.tokens_BT.numel() else batch.real_BT)
-        return hidden_BTD.flatten(0, 1)[batch.supervised_N]
+        return batch.learned(hidden_BTD)
 
-    return said_loss(model, hidden, batch.labels_BT.flatten()[batch.supervised_N], how)
+    return said_loss(model, hidden, batch.learned(batch.labels_BT), how)
 
 
 def source_loss(model: nn.Module, batch: SourceBatch, how: LossConfig) -> Tensor:
@@ -160,9 +160,9 @@ def source_loss(model: nn.Module, batch: SourceBatch, how: LossConfig) -> Tensor
 
     def hidden() -> Tensor:
         hidden_BTD = model.hidden(inputs_BT, sources=model.encode(batch.source_BS, batch.real_BS))
-        return hidden_BTD.flatten(0, 1)[batch.supervised_N]
+        return batch.learned(hidden_BTD)
 
-    return said_loss(model, hidden, targets_BT.flatten()[batch.supervised_N], how)
+    return said_loss(model, hidden, batch.learned(targets_BT), how)
 
 
 TASKS = {"causal": CausalLM, "masked": MaskedLM, "span": SpanCorruption}

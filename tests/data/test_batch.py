@@ -2,7 +2,7 @@
 
 import torch
 
-from minialpaca.data.batch import collate_masked, collate_sources, fill_right
+from minialpaca.data.batch import collate, collate_masked, collate_sources, fill_right
 from minialpaca.objectives import IGNORE, next_token_pairs
 
 PAD = 3
@@ -23,6 +23,16 @@ def test_a_masked_batch_learns_its_labels_where_they_stand():
     assert batch.labels_BT.flatten()[batch.supervised_N].tolist() == [9, 6, PAD]
     assert batch.real_BT.tolist() == [[True] * 4, [True, True, False, False], [True, False, False, False]]
     assert (batch.n_supervised, batch.n_tokens) == (3, 7)
+
+
+def test_what_is_learned_is_picked_out_and_where_that_is_everything_nothing_is_copied():
+    some = collate([([5, 6, 50], [IGNORE, 6, 50]), ([8, 9, 7], [8, IGNORE, 7])], PAD)
+    targets_BT = next_token_pairs(some.tokens_BT, some.labels_BT)[1]
+    assert some.learned(targets_BT).tolist() == [6, 50, 7]
+    assert some.learned(torch.arange(12).view(2, 2, 3)).tolist() == [[0, 1, 2], [3, 4, 5], [9, 10, 11]]
+    every = collate([([5, 6, 50], [5, 6, 50]), ([8, 9, 7], [8, 9, 7])], PAD)
+    x = torch.arange(12).view(2, 2, 3)
+    assert torch.equal(every.learned(x), x.flatten(0, 1)) and every.learned(x).data_ptr() == x.data_ptr()
 
 
 def test_a_source_batch_learns_all_of_the_target_but_its_beginning():

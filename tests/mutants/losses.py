@@ -23,9 +23,9 @@ of("objectives:cross_entropy_sum", "test_objectives.py::test_cross_entropy_is_th
 
 of("tasks:next_token_loss",
    "test_objectives.py::test_the_head_sees_only_supervised_positions_and_the_loss_is_that_of_all_logits",
-   ("targets_BT.flatten()[batch.supervised_N]", "inputs_BT.flatten()[batch.supervised_N]"),
-   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"),
-   ("flatten(0, 1)[batch.supervised_N]", "transpose(0, 1).flatten(0, 1)[batch.supervised_N]"),
+   ("batch.learned(targets_BT)", "batch.learned(inputs_BT)"),
+   ("batch.learned(model.hidden(inputs_BT))", "batch.learned(model.hidden(inputs_BT).roll(1, 1))"),
+   ("batch.learned(model.hidden(inputs_BT))", "batch.learned(model.hidden(inputs_BT).flip(0))"),
    ("model.hidden(inputs_BT)", "model.hidden(batch.tokens_BT)"),
    ("next_token_pairs(batch.tokens_BT, batch.labels_BT)", "next_token_pairs(batch.tokens_BT.flip(0), batch.labels_BT)"))
 
@@ -48,16 +48,16 @@ of("tasks.pretrain:CorpusTask.evaluated", "test_tasks.py::test_bits_per_byte_by_
 
 of("tasks.pretrain:masked_loss",
    "test_tasks.py::test_the_masked_loss_is_that_of_the_hidden_tokens_seen_from_both_sides",
-   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"),
-   ("batch.labels_BT.flatten()", "batch.tokens_BT.flatten()"),
+   ("batch.learned(hidden_BTD)", "batch.learned(hidden_BTD.roll(1, 1))"),
+   ("batch.learned(batch.labels_BT)", "batch.learned(batch.tokens_BT)"),
    ("None if batch.n_tokens == batch.tokens_BT.numel() else batch.real_BT", "None"),
    ("model.hidden(batch.tokens_BT", "model.hidden(batch.labels_BT.clamp(min=0)"))  # it would see the answer
 
 of("tasks.pretrain:source_loss", "test_tasks.py::test_the_span_loss_is_that_of_the_target_given_the_source",
    ("model.encode(batch.source_BS, batch.real_BS)", "model.encode(batch.source_BS)"),
    ("model.encode(batch.source_BS, batch.real_BS)", "model.encode(batch.source_BS.flip(0), batch.real_BS.flip(0))"),
-   ("targets_BT.flatten()", "inputs_BT.flatten()"),
-   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"))
+   ("batch.learned(targets_BT)", "batch.learned(inputs_BT)"),
+   ("batch.learned(hidden_BTD)", "batch.learned(hidden_BTD.roll(1, 1))"))
 
 of("data.noise:mask_tokens", "data/test_noise.py::test_fifteen_in_a_hundred_are_chosen_and_shown_80_10_10",
    ("chance < how.noise_rate", "chance > how.noise_rate"),
@@ -95,9 +95,9 @@ of("likelihood:of_one_batch", "test_likelihood.py::test_each_token_is_scored_giv
    ("log_softmax(-1)", "softmax(-1)"),
    ("log_softmax(-1)", "log_softmax(0)"),
    ("model.logits(", "-model.logits("),
-   ("targets_BT.flatten()", "inputs_BT.flatten()"),
+   ("batch.learned(targets_BT)", "batch.learned(inputs_BT)"),
    ("[IGNORE] * len(x)", "[IGNORE] * (len(x) - 1), x[-1]", "test_each_token_is_scored_given_all_before_it"),
-   ("flatten(0, 1)[batch.supervised_N]", "flatten(0, 1)[batch.supervised_N - 1]"))
+   ("batch.learned(model.hidden(inputs_BT))", "batch.learned(model.hidden(inputs_BT).roll(1, 1))"))
 
 of("likelihood:choose", "test_likelihood.py::test_the_sum_and_the_mean_may_choose_differently",
    ("return max(", "return min("),
@@ -142,6 +142,14 @@ of("linear_cross_entropy:loss_and_gradient", "test_linear_cross_entropy.py::test
    ("sum_R1.log() -", "sum_R1.log() +"),
    (".div_(sum_R1)", ""),
    ("z_RV -= z_RV.amax(-1, keepdim=True)", "pass", "test_huge_logits_overflow_nowhere"))
+
+of("linear_cross_entropy:at_once", "test_linear_cross_entropy.py::test_loss_and_gradients_are_those_of_all_logits",
+   ("log_softmax(-1)", "log_softmax(0)"),
+   ("* (1 - smoothing)", ""),
+   ("+ smoothing / z_RV.shape[1]", ""),
+   ("return -(q_RV", "return (q_RV"),
+   ("log_p_RV.exp() - q_RV", "log_p_RV.exp() + q_RV"),
+   ("z_RV.to(dtype)", "z_RV", "test_a_slice_in_bf16_is_judged_in_fp32"))
 
 of("linear_cross_entropy:LinearCrossEntropy.forward", "test_linear_cross_entropy.py::test_loss_and_gradients_are_those_of_all_logits",
    ("targets_N[here, None]", "targets_N[:len(hidden_ND[here]), None]"),

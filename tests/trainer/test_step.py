@@ -8,6 +8,7 @@ import pytest
 import torch
 from ragged import CPU, MODEL, PLAIN, SPLITS, Opinionated, Ragged, make, ragged, spelled_losses
 
+from minialpaca import trainer
 from minialpaca.adversarial import attack_on
 from minialpaca.config import AdversarialConfig, ModelConfig, OptimConfig, TrainConfig
 from minialpaca.errors import UserError
@@ -117,6 +118,24 @@ def test_epochs_become_batches_and_batches_become_steps(tmp_path, n, size, accum
     assert (run.total_batches, run.total_steps) == (batches, steps)
     taken = [len(run._micro_batches(step)) for step in range(steps)]
     assert sum(taken) == batches and taken[:-1] == [accumulation] * (steps - 1) and 0 < taken[-1] <= accumulation
+
+
+def test_where_a_device_only_queues_its_work_each_micro_batch_is_asked_for_once_a_step_ahead(monkeypatch, tmp_path):
+    """And the run is the same to the bit."""
+    def losses(folder):
+        task = Ragged(ragged(20), 4)
+        asked, really = [], task.batch
+        task.batch = lambda number: asked.append(number) or really(number)
+        run = make(tmp_path / folder, task, epochs=2.0, accumulation=3)
+        found = [(run.take_step()["loss"], len(asked)) for _ in range(run.total_steps)]
+        assert asked == list(range(10)) and not run.ready.get(run.total_steps)
+        return zip(*found)
+
+    now, counts = losses("now")
+    assert counts == (3, 6, 9, 10)
+    monkeypatch.setattr(trainer, "queues", lambda device: True)
+    ahead, counts = losses("ahead")
+    assert ahead == now and counts == (6, 9, 10, 10)
 
 
 def test_a_number_of_steps_goes_before_epochs(tmp_path):
