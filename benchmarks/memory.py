@@ -28,8 +28,8 @@ SHAPES = {  # d_model, layers, heads, d_ff, vocabulary, context, rows
 VARIANTS = {"": {}, "recompute": {"recompute": True}, "accumulation 2": {"accumulation": 2}}
 CASES = {"cpu": [*((shape, method, "") for shape in list(SHAPES)[:3] for method in ("none", "lora")),
                  *(("middle", method, variant) for method in ("none", "lora") for variant in list(VARIANTS)[1:])],
-         "cuda": [("124M", "none", ""), ("124M", "none", "recompute"), ("124M", "lora", ""), ("1B", "none", ""), ("1B", "none", "recompute"),
-                  ("7B, held in bf16", "lora", ""), ("7B, held in bf16", "lora", "recompute")]}
+         "cuda": [("124M", "none", ""), ("7B, held in bf16", "lora", "recompute"), ("1B", "none", ""), ("124M", "lora", ""),
+                  ("124M", "none", "recompute"), ("1B", "none", "recompute"), ("7B, held in bf16", "lora", "")]}
 
 
 def trainer_of(shape: tuple[int, ...], method: str, variant: str, device: str, folder: str, held: str = "fp32"):

@@ -56,6 +56,17 @@ class Held(nn.Module):
         return y_BF * self.scale_F if self.int8 else y_BF
 
 
+class Down(nn.Module):
+    """x + W_down(…): a part of its own, or a compiler makes what is gated anew for each of its rows (of a GPU's time a tenth)."""
+
+    def __init__(self, down: Held):
+        super().__init__()
+        self.down = down
+
+    def forward(self, x_BD: Tensor, inner_BF: Tensor) -> Tensor:
+        return x_BD + self.down(inner_BF)
+
+
 class HeldBlock(nn.Module):
     """A block's matrices: rows of q, k and v below each other, those of gate and up, and the gains of its norms."""
 
@@ -67,11 +78,11 @@ class HeldBlock(nn.Module):
         self.qkv = Held(torch.cat([p.weight.detach() for p in (attn.q_proj, attn.k_proj, attn.v_proj)]), int8, by_sums)
         self.o = Held(attn.o_proj.weight.detach(), int8, by_sums)
         self.gate_up = Held(torch.cat([p.weight.detach() for p in (mlp.gate_proj, mlp.up_proj)]), int8, by_sums)
-        self.down = Held(mlp.down_proj.weight.detach(), int8, by_sums)
+        self.down = Down(Held(mlp.down_proj.weight.detach(), int8, by_sums))
 
     def forward(self, x_BD: Tensor, turn: tuple[Tensor, Tensor], place_1: Tensor, k_BGSK: Tensor, v_BGSK: Tensor,
-                end: int, may_look: Tensor | None) -> Tensor:
-        """`end`: how much of the cache is looked at."""
+                end: int, may_look: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `down` is given. `end`: how much of the cache is looked at."""
         H, G = self.n_heads, self.n_kv_heads
         qkv = self.qkv(self.attn_norm(x_BD)).unflatten(-1, (H + 2 * G, self.d_head))
         turned = turned_by(qkv[:, :H + G], *turn)
@@ -81,7 +92,7 @@ class HeldBlock(nn.Module):
                                                   attn_mask=may_look, enable_gqa=G < H)
         x_BD = x_BD + self.o(mix_BH1K.flatten(1))
         gate_BF, up_BF = self.gate_up(self.mlp_norm(x_BD)).chunk(2, -1)
-        return x_BD + self.down(gated_swish(gate_BF, up_BF))
+        return x_BD, gated_swish(gate_BF, up_BF)
 
 
 def turned_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -97,7 +108,7 @@ def call(part: nn.Module, *arguments):
 
 @functools.cache
 def compiled_call() -> Callable:
-    """One compilation for all layers of a shape, and one for the head. On CUDA: tuned, which reads memory a sixth faster (docs/LOG.md)."""
+    """One compilation for all layers of a shape, one for their last matrix, and one for the head. On CUDA: tuned, which reads memory a sixth faster (docs/LOG.md)."""
     return torch.compile(call, dynamic=False, fullgraph=True, options={"coordinate_descent_tuning": True})
 
 
@@ -123,7 +134,7 @@ class Step(nn.Module):
         if may_look is not None:  # once for all layers in the form that attention adds
             may_look = torch.zeros_like(may_look, dtype=x_BD.dtype).masked_fill(~may_look, -torch.inf)
         for block, (k_BGSK, v_BGSK) in zip(self.blocks, cached):
-            x_BD = self.call(block, x_BD, turn, place_1, k_BGSK, v_BGSK, end, may_look)
+            x_BD = self.call(block.down, *self.call(block, x_BD, turn, place_1, k_BGSK, v_BGSK, end, may_look))
         logits_BV = self.call(self.head, x_BD)
         return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
 
