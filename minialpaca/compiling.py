@@ -18,7 +18,10 @@ from minialpaca.errors import UserError
 from minialpaca.linear_cross_entropy import at_once
 from minialpaca.model import Block, Transformer
 
-WORTH_IT = 1e14  # multiplications and additions of a whole run; on two cores ten minutes, of which a tenth is saved by compiling for half of one
+WORTH_IT = {  # multiplications and additions of a whole run
+    "cpu": 1e14,  # on two cores ten minutes, of which a tenth is saved by compiling for half of one
+    "cuda": 2e16,  # on an H200 two minutes, most of which go to what is joined by compiling for one (docs/PERFORMANCE.md)
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Choice:
 
 
 def choice(asked: str, device: torch.device, flops: float, dealt: bool = False) -> Choice:
-    """`auto`: where it was measured to pay, which is a long run on a CPU with a C++ compiler. `flops`: of the whole run, by `flops_of`.
+    """`auto`: where it was measured to pay, which is a long run, where there is a compiler. `flops`: of the whole run, by `flops_of`.
 
     dealt: whether weights are dealt out to processes. A block then gathers its own on the way in, which is not compiled.
     """
@@ -45,11 +48,12 @@ def choice(asked: str, device: torch.device, flops: float, dealt: bool = False) 
         return Choice(asked == "on", "as asked")
     if dealt:
         return Choice(False, "not with train.parallel = 'fsdp'")
-    if device.type != "cpu":
+    if device.type not in WORTH_IT:
         return Choice(False, "not measured on this kind of device; train.compile=on asks for it")
     if missing:
         return Choice(False, f"it would need {missing}")
-    return Choice(flops >= WORTH_IT, f"{flops:.1e} operations are {'more' if flops >= WORTH_IT else 'less'} than the {WORTH_IT:.0e} from which it pays")
+    least = WORTH_IT[device.type]
+    return Choice(flops >= least, f"{flops:.1e} operations are {'more' if flops >= least else 'less'} than the {least:.0e} from which it pays")
 
 
 def lacks(device: torch.device) -> str | None:

@@ -11,15 +11,15 @@ from ragged import CPU
 from running import ROOT
 
 from minialpaca import compiling
-from minialpaca.compiling import WORTH_IT, choice, flops_of
+from minialpaca.compiling import choice, flops_of
 from minialpaca.errors import UserError
 
 needs_compiler = pytest.mark.skipif(compiling.lacks(CPU) is not None, reason="torch.compile needs a C++ compiler, and there is none")
 
 
 @pytest.mark.parametrize(("asked", "device", "flops", "compiles", "reason"), [
-    ("on", "cpu", 0, True, "as asked"), ("off", "cpu", 1e18, False, "as asked"), ("auto", "cpu", WORTH_IT, True, "more than"),
-    ("auto", "cpu", 0.99 * WORTH_IT, False, "less than"), ("auto", "mps", 1e18, False, "not measured on this kind of device")])
+    ("on", "cpu", 0, True, "as asked"), ("off", "cpu", 1e18, False, "as asked"), ("auto", "cpu", 1e14, True, "more than the 1e+14"),
+    ("auto", "cpu", 0.99e14, False, "less than"), ("auto", "cuda", 2e16, True, "more than the 2e+16"), ("auto", "cuda", 1.9e16, False, "less than"), ("auto", "mps", 1e18, False, "not measured on this kind of device")])
 def test_auto_compiles_what_is_long_enough_on_a_cpu(monkeypatch, asked, device, flops, compiles, reason):
     monkeypatch.setattr(compiling, "lacks", lambda device: None)
     found = choice(asked, torch.device(device), flops)
