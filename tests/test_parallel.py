@@ -10,6 +10,7 @@ from running import ROOT, json_lines
 from two_ranks import COMBINATIONS, weights_of
 
 from minialpaca import parallel
+from minialpaca.errors import UserError
 
 
 def torchrun(*arguments, cwd=ROOT):
@@ -35,6 +36,15 @@ def test_two_processes_equal_one_on_the_joined_batch(together, tmp_path, adapter
             torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-10, msg=name)
         for one, other in zip(records, noted, strict=True):
             assert other == pytest.approx(one, rel=1e-9, abs=1e-12)
+
+
+def test_more_processes_than_gpus_are_one_line(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda *how, **more: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"this machine has 1 CUDA devices, one for each process; start fewer \(torchrun --nproc-per-node\)"):
+        parallel.start()
 
 
 def test_torchrun_trains_one_run_and_goes_on_with_it(pretrain_command, tmp_path):
