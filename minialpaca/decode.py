@@ -108,7 +108,9 @@ def call(part: nn.Module, *arguments):
 
 @functools.cache
 def compiled_call() -> Callable:
-    """One compilation for all layers of a shape, one for their last matrix, and one for the head. On CUDA: tuned, which reads memory a sixth faster (docs/LOG.md)."""
+    """One compilation for all layers of a shape, one for their last matrix, one for the head; for CUDA, where tuned it reads memory a
+    sixth faster (docs/LOG.md).
+    """
     return torch.compile(call, dynamic=False, fullgraph=True, options={"coordinate_descent_tuning": True})
 
 
@@ -160,22 +162,11 @@ class Stepper:
         self.step = Step(model, int8, int8 or compiled, compiled_call() if self.records else call).eval()
         if compiled and not self.records:
             self.step = torch.compile(self.step, dynamic=False, fullgraph=True)
-        self.rooms = Rooms(self._zeros)
+        self.rooms = Rooms(self.cfg, self.embed.weight.device, self.embed.weight.dtype)
 
     def new_cache(self, rows: int, places: int) -> KVCache:
         """Compiled, it is as long as the context whatever is asked: a length of its own would be compiled anew."""
-        if not self.compiled:
-            return self.model.new_cache(rows, places)
-        room = self.rooms.take(rows)
-        cache = KVCache(self.cfg, rows, self.cfg.max_seq_len, self.embed.weight.device, memory=room.memory)
-        self.rooms.lend(room, rows, cache)
-        cache.room = room
-        return cache
-
-    def _zeros(self, rows: int) -> tuple[Tensor, Tensor]:
-        """What is behind the mask is multiplied by 0, and must be a number."""
-        cache = self.model.new_cache(rows, self.cfg.max_seq_len)
-        return cache.k_LBGSK.zero_(), cache.v_LBGSK.zero_()
+        return self.rooms.lend(rows) if self.compiled else self.model.new_cache(rows, places)
 
     def next_logits(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache, sources: list[Source] | None = None) -> Tensor:
         """What stands behind each row's last token: logits (B, V)."""
@@ -186,15 +177,21 @@ class Stepper:
         place_1 = torch.full((1,), length, device=device)
         positions_B = place_1.expand(len(tokens_BT)) if real_BS is None else real_BS.sum(-1) - 1
         end, may_look = self._window(real_BS, place_1, length, cache)
-        cached = list(zip(cache.k_LBGSK.unbind(), cache.v_LBGSK.unbind()))
-        if self.records:
-            inputs = tokens_BT[:, 0], positions_B, place_1, may_look
-            cache.room.step = cache.room.step or Recorded(lambda t, p, place, may: self.step(t, p, place, cached, end, may), *inputs)
-            logits_BV = cache.room.step(*inputs)
-        else:
-            logits_BV = self.step(tokens_BT[:, 0], positions_B, place_1, cached, end, may_look)
+        logits_BV = self._taken(cache, end, tokens_BT[:, 0], positions_B, place_1, may_look)
         cache.advance(1)
         return logits_BV
+
+    def _taken(self, cache: KVCache, end: int, *inputs: Tensor | None) -> Tensor:
+        """The step, on CUDA compiled as it was recorded on this cache's memory."""
+        cached = list(zip(cache.k_LBGSK.unbind(), cache.v_LBGSK.unbind()))
+
+        def step(tokens_B: Tensor, positions_B: Tensor, place_1: Tensor, may_look: Tensor | None) -> Tensor:
+            return self.step(tokens_B, positions_B, place_1, cached, end, may_look)
+
+        if not self.records:
+            return step(*inputs)
+        cache.room.step = cache.room.step or Recorded(step, *inputs)
+        return cache.room.step(*inputs)
 
     def _window(self, real_BS: Tensor | None, place_1: Tensor, length: int, cache: KVCache) -> tuple[int, Tensor | None]:
         """How much of the cache is looked at, and which of it; compiled, all of it through a mask."""

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minialpaca.cache import KVCache
+from minialpaca.config import ModelConfig
+
 Play = Callable[[], None]
 
 
@@ -51,16 +54,28 @@ class Room:
     step: Recorded | None = None
 
 
+class LentCache(KVCache):
+    """A cache as long as the context, in a room."""
+
+    def __init__(self, cfg: ModelConfig, rows: int, room: Room):
+        super().__init__(cfg, rows, cfg.max_seq_len, room.memory[0].device, memory=room.memory)
+        self.room = room
+
+
 class Rooms:
-    """Rooms for caches of some rows. Whose cache is gone is given to the next one, so that nothing is recorded for each answer."""
+    """Where caches stand. Whose cache is gone is given to the next one of as many rows, so that nothing is recorded for each answer."""
 
-    def __init__(self, make: Callable[[int], tuple[Tensor, Tensor]]):
-        self.make, self.free = make, defaultdict(list)
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype):
+        self.cfg, self.kind, self.free = cfg, (device, dtype), defaultdict(list)
 
-    def take(self, rows: int) -> Room:
+    def lend(self, rows: int) -> LentCache:
         free = self.free[rows]
-        return free.pop() if free else Room(self.make(rows))
+        room = free.pop() if free else self._built(rows)
+        cache = LentCache(self.cfg, rows, room)
+        weakref.finalize(cache, free.append, room)
+        return cache
 
-    def lend(self, room: Room, rows: int, holder: object) -> None:
-        """For as long as the holder lives."""
-        weakref.finalize(holder, self.free[rows].append, room)
+    def _built(self, rows: int) -> Room:
+        """Of zeros: what is behind a mask is multiplied by 0, and must be a number."""
+        cache = KVCache(self.cfg, rows, self.cfg.max_seq_len, *self.kind)
+        return Room((cache.k_LBGSK.zero_(), cache.v_LBGSK.zero_()))
