@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
                           adapter, attack, recipe)
         if labels:
             classify.keep_labels(folder, task.groups)
+        trainer.refuse_unfit()
         run.keep(folder, settings, tokenizer)
         scripts.show_settings(settings)
 

@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         attack = attack_on(model.embed, settings.adversarial, settings.model.tie_embeddings)
         trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, watch, settings.loss.l2,
                           attack=attack, recipe=recipe)
+        trainer.refuse_unfit()
         run.keep(folder, settings, tokenizer)
         print(f"{len(task.train):,} training tokens, {len(task.val):,} held out, vocabulary {tokenizer.vocab_size:,}")
 

@@ -106,7 +106,7 @@ def prepared_pretraining(settings: PretrainConfig, scratch: Path) -> tuple[Pretr
           f"{task.windows.n:,} windows of {task.windows.context} tokens, none truncated")
     attack = attack_on(model.embed, settings.adversarial, settings.model.tie_embeddings)
     trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, scratch, l2=settings.loss.l2, attack=attack)
-    return settings, trainer, verdict(folder, task, trainer.total_steps)
+    return settings, trainer, verdict(folder, trainer)
 
 
 def prepared_tuning(settings: FinetuneConfig, scratch: Path) -> tuple[FinetuneConfig, Trainer, str]:
@@ -126,7 +126,7 @@ def prepared_tuning(settings: FinetuneConfig, scratch: Path) -> tuple[FinetuneCo
     attack = attack_on(backbone.embed, settings.adversarial, settings.model.tie_embeddings and not labels)
     trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, scratch, l2=settings.loss.l2, adapter=adapter,
                       attack=attack)
-    return settings, trainer, verdict(folder, task, trainer.total_steps)
+    return settings, trainer, verdict(folder, trainer)
 
 
 def show_trainer(settings, trainer: Trainer, what: str) -> None:

@@ -17,6 +17,7 @@ from minialpaca.cache import KVCache
 from minialpaca.compiling import lacks
 from minialpaca.errors import UserError
 from minialpaca.model import MLP, Attention, Block, RMSNorm, Source, Transformer, gated_swish, rotary_angles
+from minialpaca.peft import active
 from minialpaca.recorded import Recorded, Rooms
 
 
@@ -211,7 +212,9 @@ def swift(model: Transformer, int8: bool = False, compiled: bool = False) -> Tra
     asked = "--int8" if int8 else "--compile"
     if not is_plain(model):
         if int8 or compiled:
-            raise UserError(f"{asked}: is for a decoder without an adapter in it; merge it first: python -m minialpaca.merge RUN OUT")
+            stays = active(model) is not None and active(model).beside
+            way = f"leave it out: {active(model).cfg.method} {stays}" if stays else "merge it first: python -m minialpaca.merge RUN OUT"
+            raise UserError(f"{asked}: is for a decoder without an adapter in it; {way}")
         return model
     on_cpu = not model.embed.weight.is_cuda
     if compiled and (missing := lacks(model.embed.weight.device)):

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from minialpaca import config, run
+from minialpaca import classify, config, run
 from minialpaca.config import FinetuneConfig
 from minialpaca.data.token_file import TokenFile
 from minialpaca.errors import UserError
 from minialpaca.storage import checkpoint
-from minialpaca.tasks import Task
 from minialpaca.tokenizer import Tokenizer
+from minialpaca.trainer import Trainer
 
 BINS, WIDTH = 8, 40
 
@@ -26,21 +26,21 @@ def histogram(lengths: Sequence[int]) -> str:
     return "\n".join([*lines, f"  median {sorted(lengths)[len(lengths) // 2]:,}"])
 
 
-def verdict(folder: Path, task: Task, total_steps: int) -> str:
+def verdict(folder: Path, trainer: Trainer) -> str:
     """What the same command would do with this folder; a run that it would refuse is refused here."""
     if not (folder / run.CONFIG).exists():
         return "would begin a fresh run" + ("" if folder.exists() else " (the folder is not there yet)")
     place = checkpoint.find(folder)
     if place is None:
         return "would begin anew: the run has no checkpoint yet"
-    checkpoint.verify(place)
+    run.refuse_unfit(trainer.keeper.saved, place, trainer.task.tokenizer_sha256)
     state = checkpoint.read_state(place)
-    if state.get("data") != task.data_sha256:
+    if state.get("data") != trainer.task.data_sha256:
         raise UserError(f"{folder}: the data are not those that this run began with; put them back, or choose another run.dir for "
                         "the new ones")
-    if state["stopped_early"] or state["step"] >= total_steps:
+    if state["stopped_early"] or state["step"] >= trainer.total_steps:
         return f"is finished at step {state['step']:,}; the same command would only show its results"
-    return f"would resume from step {state['step']:,} of {total_steps:,}"
+    return f"would resume from step {state['step']:,} of {trainer.total_steps:,}"
 
 
 def show_run(folder: Path, changes: Sequence[str]) -> None:
@@ -53,6 +53,8 @@ def show_run(folder: Path, changes: Sequence[str]) -> None:
           f"{settings.task.name if tuned else settings.objective.name}"
           + (f", adapter {settings.adapter.method}" if tuned and settings.adapter.method != "none" else ""))
     damaged = show_checkpoints(folder)
+    if not damaged and tuned and settings.adapter.method != "none" and checkpoint.find(folder):
+        show_base(folder, settings)
     place = checkpoint.find(folder)
     if place and place not in damaged:
         state, total = checkpoint.read_state(place), steps_of(folder, settings)
@@ -61,6 +63,15 @@ def show_run(folder: Path, changes: Sequence[str]) -> None:
         print(f"step {state['step']:,}, best {settings.train.best_by} {state.get('best')}, {left}")
     if damaged:
         raise UserError(f"{folder}: {len(damaged)} damaged checkpoint{'s'[:len(damaged) > 1]}: {'; '.join(damaged.values())}")
+
+
+def show_base(folder: Path, settings: FinetuneConfig) -> None:
+    """An adapter is nothing without its base: that it is there, and the one that it was trained on."""
+    if settings.task.name == "classification":
+        classify.load_labeller(folder, "last", "cpu")
+    else:
+        run.load(folder, "last")
+    print(f"  base {settings.base.run}, {settings.base.weights}: the one that it was trained on")
 
 
 def show_checkpoints(folder: Path) -> dict[Path, str]:

@@ -38,6 +38,12 @@ class Keeper:
             there = bool(checkpoint.steps(self.folder))
             space.refuse_little(self.folder, one if there else 2 * one, "the next checkpoint" if there else "a run with two checkpoints")
 
+    def refuse_unfit(self, state: dict) -> None:
+        """What `resume` would refuse, before anything of the run is touched."""
+        if place := checkpoint.find(self.folder):
+            run.refuse_unfit(self.saved, place, self.task.tokenizer_sha256)
+            self._refuse_others(place, checkpoint.read_state(place), state)
+
     def save(self, state: dict, improved: bool) -> None:
         """What is now; written beside the steps to come, and in full before the next is begun."""
         facts = {**state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,

@@ -2,7 +2,8 @@
 
     python -m minialpaca.merge runs/lora runs/merged
 
-The sum is made in fp32; what the merged model says otherwise than the two apart is printed. The adapter's run stays as it is.
+For freeze, lora, dora, adalora and ia3; bitfit, houlsby, prefix and prompt add what a plain model has no place for. The sum is
+made in fp32; what the merged model says otherwise than the two apart is printed. The adapter's run stays as it is.
 """
 
 import argparse
@@ -15,13 +16,14 @@ def asked() -> argparse.Namespace:
     options = commandline.parser("merge", __doc__)
     options.add_argument("run", type=Path, help="the folder of a finetune.py run with an adapter")
     options.add_argument("out", type=Path, help="the folder to write the merged run to")
-    options.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    options.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which of the run's weights. (default best)")
     return options.parse_args()
 
 
 commandline.early(__name__, asked)
 
 import dataclasses
+import math
 import shutil
 import sys
 
@@ -32,7 +34,7 @@ from minialpaca import classify, run
 from minialpaca.config import AdapterConfig, FinetuneConfig
 from minialpaca.errors import UserError, command
 from minialpaca.model import Transformer
-from minialpaca.peft import active
+from minialpaca.peft import METHODS, active
 from minialpaca.storage import checkpoint
 from minialpaca.tokenizer import Tokenizer
 
@@ -67,8 +69,8 @@ def merge(source: Path, out: Path, which: str) -> float:
     settings = run.settings_of(source)
     if not isinstance(settings, FinetuneConfig) or settings.adapter.method == "none":
         raise UserError(f"{source}: holds no adapter; give the run.dir of a finetune.py run with adapter.method")
-    if settings.adapter.method == "bitfit":
-        raise UserError(f"{source}: bitfit adds biases, which the plain model has no place for; keep the adapter beside its base")
+    if beside := METHODS[settings.adapter.method].beside:
+        raise UserError(f"{source}: {settings.adapter.method} {beside}; keep the adapter beside its base")
     refuse_place(source, out)
     tokenizer, place = Tokenizer.load(source / run.TOKENIZER), run.weights_of(source, which)
     backbone = run.build(settings).eval()
@@ -77,6 +79,9 @@ def merge(source: Path, out: Path, which: str) -> float:
     run.load_trained(model, backbone, settings, place, tokenizer.sha256)
     model.eval()  # the adapter's own dropout, too
     state, difference = merged_state(model, backbone)
+    if not math.isfinite(difference):
+        raise UserError(f"{source}: {place.name} says numbers that are not finite, and so would the merged run; merge another checkpoint "
+                        "(--checkpoint), or tune again with a lower optim.lr")
     untied = settings.model.tie_embeddings and backbone.lm_head.weight is not backbone.embed.weight
     plain = dataclasses.replace(settings, adapter=AdapterConfig(), run=dataclasses.replace(settings.run, dir=str(out)),
                                 model=dataclasses.replace(settings.model, tie_embeddings=settings.model.tie_embeddings and not untied))

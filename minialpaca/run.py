@@ -227,13 +227,15 @@ def base_folder(settings: FinetuneConfig, folder: Path | None = None) -> Path:
     That is the working directory, or, where the run is found again in a `folder` that ends in run.dir, what stands before.
     """
     given, own = Path(settings.base.run), Path(settings.run.dir)
-    here = folder.absolute().parts if folder else ()
-    if not own.is_absolute() and here[-len(own.parts):] == own.parts:
-        given = Path(*here[:-len(own.parts)]) / given
+    for here in (folder.absolute().parts, folder.resolve().parts) if folder and not own.is_absolute() else ():  # as it is called, or where a link leads
+        if here[-len(own.parts):] == own.parts:
+            given = Path(*here[:-len(own.parts)]) / given
+            break
     if not _is_run(given):
+        way = f"put the base back, or write where it is now to base.run in {folder / CONFIG}" if folder else \
+            "give the run.dir of a train.py or finetune.py run"
         raise UserError(f"base.run = {settings.base.run!r}, looked for at {given.absolute()}: is no run folder (it lacks {CONFIG} "
-                        f"or {TOKENIZER}); give the run.dir of a train.py or finetune.py run"
-                        + (f" in {folder / CONFIG}" if folder else ""))
+                        f"or {TOKENIZER}); {way}")
     return given
 
 
@@ -251,8 +253,18 @@ def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: st
         raise UserError(f"{folder}: its {which!r} weights are untrained yet; let train.py reach an evaluation, or set "
                         "base.weights=random to start from nothing")
     if own:
+        _refuse_other_shape(folder, base, settings, own)
         _refuse_other_tokenizer(place, tokenizer_sha256, f"{own / TOKENIZER}, the adapter's; give the base that it was trained on")
     load_weights(model, place, tokenizer_sha256)
+
+
+def _refuse_other_shape(folder: Path, base: PretrainConfig | FinetuneConfig, settings: FinetuneConfig, own: Path) -> None:
+    free = ("dropout", "max_seq_len", "attention", "init_std")  # what a tuned model has of its own, or what does not matter
+    here, there = (dataclasses.asdict(s.model) for s in (base, settings))
+    for key in here.keys() - set(free):
+        if here[key] != there[key]:
+            raise UserError(f"{folder}: is another model than the one that the adapter in {own} was trained on (model.{key} = {here[key]!r}, "
+                            f"there {there[key]!r}); give the base that it was trained on")
 
 
 def weights_of(folder: Path, which: str) -> Path:
@@ -271,11 +283,16 @@ def load_weights(model: nn.Module | Adapter, place: Path, tokenizer_sha256: str,
 
     A Transformer takes its part of a classifier's weights, too. held: what takes them for the model, if it does not itself.
     """
+    refuse_unfit(model, place, tokenizer_sha256)
+    checkpoint.restore(place, "model", held or model, backbone_weights if isinstance(model, Transformer) else dict)
+
+
+def refuse_unfit(model: nn.Module | Adapter, place: Path, tokenizer_sha256: str) -> None:
+    """A checkpoint that is not whole, or of another vocabulary or base."""
     checkpoint.verify(place)
     _refuse_other_tokenizer(place, tokenizer_sha256)
     if isinstance(model, Adapter):
         _refuse_other_adapter(place, model)
-    checkpoint.restore(place, "model", held or model, backbone_weights if isinstance(model, Transformer) else dict)
 
 
 def _refuse_other_adapter(place: Path, adapter: Adapter) -> None:

@@ -115,6 +115,10 @@ class Trainer:
 
             self._keep(Shards(self.model, self.adapter, self.device))
 
+    def refuse_unfit(self) -> None:
+        """A run that cannot be continued with this model, adapter and data."""
+        self.keeper.refuse_unfit(self.state)
+
     # ── the whole run ────────────────────────────────────────────────────────────────────────────
 
     def fit(self) -> dict:

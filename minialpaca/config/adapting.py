@@ -36,7 +36,7 @@ class BaseConfig:
         check(self, {
             "run": (bool(self.run.strip()), "name the folder of a run"),
             "weights": (self.weights in ("best", "last", "random"), "use best, last or random"),
-            "dropout": (0 <= self.dropout < 1, "must lie in 0 … 1"),
+            "dropout": (0 <= self.dropout < 1, "must be at least 0 and below 1"),
             "max_seq_len": (self.max_seq_len >= 0, "must not be negative"),
         })
 
@@ -106,13 +106,13 @@ class AdapterConfig:
             "also": (set(self.also) <= set(ROLES), f"use {', '.join(ROLES)}"),
             "rank": (self.rank >= 1, "must be at least 1"),
             "alpha": (0 < self.alpha < math.inf, "must be positive"),
-            "dropout": (0 <= self.dropout < 1, "must lie in 0 … 1"),
+            "dropout": (0 <= self.dropout < 1, "must be at least 0 and below 1"),
             "bottleneck": (self.bottleneck >= 1, "must be at least 1"),
             "placement": (self.placement in ("both", "mlp"), "use both or mlp"),
             "length": (self.length >= 1, "must be at least 1"),
             "target_rank": (0 < self.target_rank and (self.method != "adalora" or self.target_rank <= self.rank),
                             f"must be positive and at most adapter.rank = {self.rank}"),
-            "warmup_part": (0 <= self.warmup_part < 1, "must lie in 0 … 1"),
+            "warmup_part": (0 <= self.warmup_part < 1, "must be at least 0 and below 1"),
             "final_part": (0 <= self.final_part < 1 - self.warmup_part,
                            "must lie in 0 … 1 − adapter.warmup_part, so that there is time to prune"),
             "interval": (self.interval >= 1, "must be at least 1"),

@@ -47,7 +47,7 @@ class InstructionConfig:
     def __post_init__(self):
         check(self, {
             "source": (bool(self.source), "name at least one file, folder or glob, or `world`"),
-            "val_fraction": (0 <= self.val_fraction < 1, "must lie in 0 … 1"),
+            "val_fraction": (0 <= self.val_fraction < 1, "must be at least 0 and below 1"),
             "over_long": (self.over_long in ("drop", "truncate_response", "raise"),
                           "use drop, truncate_response or raise"),
         })
@@ -89,7 +89,7 @@ class ClassesConfig:
             "labels": (bool(self.labels) and len(set(self.labels)) == len(self.labels), "name at least one column, each once"),
             "several": (set(self.several) <= set(self.labels), f"must be among classes.labels = {list(self.labels)}; several labels are a list: [\"a\", \"b\"]"),
             "separator": (bool(self.separator), "must not be empty"),
-            "test_fraction": (0 <= self.test_fraction < 1, "must lie in 0 … 1"),
+            "test_fraction": (0 <= self.test_fraction < 1, "must be at least 0 and below 1"),
             "leaks": (self.leaks in ("drop", "keep", "raise"), "use drop, keep or raise"),
             "over_long": (self.over_long in ("truncate", "raise"), "use truncate or raise"),
             "pooling": (self.pooling in ("auto", "last", "first", "mean", "max"), "use auto, last, first, mean or max"),

@@ -60,9 +60,9 @@ class ModelConfig:
             "n_heads": (self.d_model % self.n_heads == 0, f"must divide model.d_model = {self.d_model}"),
             "n_kv_heads": (self.n_kv_heads >= 0 and self.n_heads % self.kv_heads == 0,
                            f"must divide model.n_heads = {self.n_heads}"),
-            "dropout": (0 <= self.dropout < 1, "must lie in 0 … 1"),
+            "dropout": (0 <= self.dropout < 1, "must be at least 0 and below 1"),
             "rope_theta": (1 < self.rope_theta < math.inf, "must be larger than 1"),
-            "norm_eps": (0 < self.norm_eps < 1, "must lie in 0 … 1"),
+            "norm_eps": (0 < self.norm_eps < 1, "must lie between 0 and 1"),
             "init_std": (0 < self.init_std < math.inf, "must be positive"),
             "attention": (self.attention in ("fused", "spelled"), "use fused or spelled"),
         })

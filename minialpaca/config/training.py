@@ -45,7 +45,7 @@ class LossConfig:
     def __post_init__(self):
         check(self, {
             "l2": (0 <= self.l2 < math.inf, "must not be negative"),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "must lie in 0 … 1"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "must be at least 0 and below 1"),
             "r_drop": (0 <= self.r_drop < math.inf, "must not be negative"),
         })
 
@@ -80,8 +80,8 @@ class OptimConfig:
             "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "must lie in 0 … 1"),
             "warmup_steps": (self.warmup_steps >= 0, "must not be negative"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "must not be negative"),
-            "beta1": (0 <= self.beta1 < 1, "must lie in 0 … 1"),
-            "beta2": (0 <= self.beta2 < 1, "must lie in 0 … 1"),
+            "beta1": (0 <= self.beta1 < 1, "must be at least 0 and below 1"),
+            "beta2": (0 <= self.beta2 < 1, "must be at least 0 and below 1"),
             "adam_eps": (0 < self.adam_eps < 1, "must be positive and small"),
             "clip_norm": (0 <= self.clip_norm < math.inf, "must not be negative"),
         })

@@ -58,11 +58,13 @@ class Adapter:
     Generators make what is drawn a function of the seed alone.
     """
 
+    beside = ""  # why no plain run can hold it, where none can
+
     def __init__(self, model: nn.Module, cfg: AdapterConfig, seed: int = 0, new: Sequence[nn.Module] = (),
                  idle: Sequence[nn.Module] = ()):
         if active(model) is not None:
             raise UserError(f"adapter.method = {cfg.method!r}: the model has an adapter already ({active(model).cfg.method}); "
-                            "take that one out first, or merge it")
+                            "take that one out first, or load a merged run (python -m minialpaca.merge)")
         self.model, self.cfg = model, cfg
         self.outside = {part for module in (*new, *idle) for part in module.modules()}
         self.generator = torch.Generator().manual_seed(seed)

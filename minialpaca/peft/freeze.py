@@ -43,6 +43,8 @@ class Biased(Wrapper):
 
 
 class BitFit(Adapter):
+    beside = "adds biases, which the plain model has no place for"
+
     def modules(self) -> Iterator[tuple[Site, Wrapper]]:
         for place in self.linears(MATRICES):
             yield place, Biased(place.found)

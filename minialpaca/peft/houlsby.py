@@ -53,8 +53,11 @@ class Houlsby(Adapter):
     after the MLP alone and nothing with it.
 
     «New layer normalization parameters per task …, only 2d parameters per layer» (Houlsby et al. 2019, §2.1). Our final norm
-    reads what the last layer wrote, as theirs within that layer does: it goes with the last layer.
+    reads what the last layer wrote, as theirs within that layer does: it goes with the last layer. Attention to an encoder
+    beside it has none (docs/LEDGER.md).
     """
+
+    beside = "puts a detour behind attention and MLP, which is no change of a matrix"
 
     def whole(self) -> list[Site]:
         if self.cfg.placement == "mlp":

@@ -90,9 +90,10 @@ class DoRALinear(LoRALinear):
         self.m = nn.Parameter(row_norms(wide(base.weight)))
 
     def direction(self) -> Tensor:
-        """m / ‖W₀ + s B A‖_c   (O,), in fp32 whatever products are computed in"""
+        """m / ‖W₀ + s B A‖_c   (O,), in fp32 whatever products are computed in; m where the norm is 0, as m is at first"""
         with precision.casting(torch.float32):
-            return self.m / row_norms(self.weight().detach())
+            norms_O = row_norms(self.weight().detach())
+            return self.m / torch.where(norms_O > 0, norms_O, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.base.weight) + self.delta(x)

@@ -73,12 +73,16 @@ class VirtualTokens(nn.Module):
 
 
 class Prefix(Adapter):
+    beside = "gives attention keys and values of its own, which the plain model has no place for"
+
     def modules(self) -> Iterator[tuple[Site, Wrapper]]:
         for place in sites.called(self.model, ("attn",), self.cfg.layers):
             yield place, PrefixAttention(place.found, self.cfg, self.generator)
 
 
 class Prompt(Adapter):
+    beside = "puts vectors before each text, which the plain model has no place for"
+
     def modules(self) -> Iterator[tuple[Site, nn.Module]]:
         for path, module in self.model.named_modules():
             if isinstance(module, Transformer):

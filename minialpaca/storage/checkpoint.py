@@ -202,7 +202,7 @@ def _load(place: Path) -> dict:
     try:
         return torch.load(place, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a file that is no checkpoint
-        raise UserError(f"{place}: cannot be loaded: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(f"{place}: cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0][:200]}") from None
 
 
 def restore(folder: Path, stem: str, into: nn.Module | torch.optim.Optimizer, part: Callable[[dict], dict] = dict) -> None:

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 import torch
-from commands import is_no_run, tune
+from commands import is_no_run, pretrain, tune
 from running import ROOT, in_process, json_lines, module, refusal, refused
 
 import finetune
-from minialpaca import chat, generate, merge, peft, run
+from minialpaca import chat, check, generate, merge, peft, run
 from minialpaca.config.adapting import LOW_RANK
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import UserError
@@ -146,8 +146,9 @@ def test_adalora_stopped_before_its_budget_is_spent_says_so_and_its_last_weights
     assert module(generate.main, monkeypatch, folder, "Hi").code == 0
 
 
-@pytest.mark.parametrize(("method", "said"), [("houlsby", "cannot be merged"), ("prompt", "cannot be merged"),
-                                              ("bitfit", "no place for")])
+@pytest.mark.parametrize(("method", "said"), [
+    ("houlsby", "run: houlsby puts a detour behind attention and MLP, which is no change of a matrix; keep the adapter beside its base"),
+    ("prefix", "prefix gives attention keys"), ("prompt", "prompt puts vectors before each text"), ("bitfit", "bitfit adds biases")])
 def test_what_cannot_be_merged_leaves_nothing_behind(finetune_command, tmp_path, monkeypatch, method, said):
     tune(finetune_command, tmp_path / "run", *command(method))
     refused(module(merge.main, monkeypatch, tmp_path / "run", tmp_path / "out"), said)
@@ -167,6 +168,48 @@ def test_an_adapter_for_another_base_is_refused(lora, pretrained, finetune_comma
     assert str(base) in config
     (copy / "config.toml").write_text(config)
     refused(module(chat.main, monkeypatch, copy), "is an adapter for another base")
+
+
+def test_what_cannot_be_continued_is_refused_before_its_config_is_touched(pretrained, finetune_command, tmp_path, monkeypatch):
+    """And `check` refuses it in the same line; nor does it find the run in order."""
+    base, folder = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(pretrained, base)
+    more = command("lora", f"base.run={base}", "run.allow_change=true")
+    tune(finetune_command, folder, *more, "train.steps=4")
+    said = f"base {base}, best: the one that it was trained on"
+    assert said in module(check.main, monkeypatch, folder).out
+    place = checkpoint.find(base, "best")
+    weights = torch.load(place / "model.pt", weights_only=True)
+    weights["final_norm.weight"][0] += 1e-3
+    state = checkpoint.read_state(place)
+    checkpoint.save(base, state["step"] + 1, {"model": weights, "optimizer": {}}, state, best=True)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    refused(tune(finetune_command, folder, *more, "train.steps=6"), "is an adapter for another base")
+    refused(module(check.main, monkeypatch, *finetune_command, *more, "train.steps=6", f"run.dir={folder}"),
+            "is an adapter for another base")
+    refused(module(check.main, monkeypatch, folder), "is an adapter for another base")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_base_of_another_shape_is_told_by_what_differs(lora, pretrained, pretrain_command, tmp_path, monkeypatch):
+    copy, base = tmp_path / "lora", tmp_path / "base"
+    shutil.copytree(lora, copy)
+    assert pretrain(pretrain_command, base, "model.d_ff=40").code == 0
+    config = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(config.replace(json.dumps(str(pretrained)), json.dumps(str(base))))
+    refused(module(chat.main, monkeypatch, copy), f"{base}: is another model than the one that the adapter in {copy} was trained on "
+            "(model.d_ff = 40, there ", "give the base that it was trained on")
+
+
+def test_numbers_that_are_not_finite_are_not_merged(lora, tmp_path, monkeypatch):
+    copy = tmp_path / "lora"
+    shutil.copytree(lora, copy)
+    place = checkpoint.find(copy, "best")
+    tensors, state = torch.load(place / "model.pt", weights_only=True), checkpoint.read_state(place)
+    next(iter(tensors.values())).fill_(torch.nan)
+    checkpoint.save(copy, state["step"] + 1, {"model": tensors, "optimizer": {}}, state, best=True)
+    refused(module(merge.main, monkeypatch, copy, tmp_path / "out"), "says numbers that are not finite, and so would the merged run")
+    assert is_no_run(tmp_path / "out")
 
 
 def other_tokenizer(folder):
@@ -203,7 +246,7 @@ def test_a_base_that_is_gone_is_named(lora, tmp_path, monkeypatch):
     old = json.dumps(str(run.settings_of(lora).base.run))
     (copy / "config.toml").write_text(config.replace(old, json.dumps("nowhere")))
     refused(module(chat.main, monkeypatch, copy), f"base.run = 'nowhere', looked for at {os.path.abspath('nowhere')}: is no run "
-            "folder (it lacks config.toml or tokenizer.model); give the run.dir of a train.py or finetune.py run in "
+            "folder (it lacks config.toml or tokenizer.model); put the base back, or write where it is now to base.run in "
             f"{copy}/config.toml")
 
 
@@ -221,6 +264,8 @@ def test_a_relative_base_is_found_from_any_folder(pretrained, finetune_command, 
         assert module(generate.main, monkeypatch, there, "Where is Mira?") == said
     shutil.copytree(project / "runs" / "lora", tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
+    os.symlink(project / "runs" / "lora", tmp_path / "link")
+    assert module(generate.main, monkeypatch, "link", "Where is Mira?") == said
     refused(module(generate.main, monkeypatch, "moved", "Hi"), f"looked for at {tmp_path / 'runs' / 'base'}: is no run folder",
             "in moved/config.toml")
     monkeypatch.chdir(project)

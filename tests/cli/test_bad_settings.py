@@ -123,7 +123,7 @@ def test_an_objective_on_another_architecture_is_one_line_that_names_the_right_o
     ("span", "objective.mean_span=0.5", "objective.mean_span = 0.5: must be at least 1"),
     ("span", "model.max_seq_len=3", "makes a target of 4, which does not fit the context"),
     ("span", "train.best_by=val_accuracy", "train.best_by = 'val_accuracy': this task measures val_loss"),
-    ("masked", "loss.label_smoothing=1", "loss.label_smoothing = 1.0: must lie in 0 … 1"),
+    ("masked", "loss.label_smoothing=1", "loss.label_smoothing = 1.0: must be at least 0 and below 1"),
     ("masked", "loss.l2=-1", "loss.l2 = -1.0: must not be negative"),
     ("masked", "loss.r_drop=inf", "loss.r_drop = inf: must not be negative"),
 ])

@@ -95,6 +95,18 @@ def test_doras_norm_is_a_constant_to_the_gradient():
     torch.testing.assert_close(layer.B.grad, B.grad)
 
 
+def test_a_row_of_zeros_has_no_direction_and_dora_leaves_it_at_zero():
+    base = nn.Linear(5, 4, bias=False).double()
+    with torch.no_grad():
+        base.weight[2] = 0
+    layer = DoRALinear(base, AdapterConfig("dora", rank=2), torch.Generator().manual_seed(0))
+    x = tiny.normal(3, 5).requires_grad_()
+    y = layer(x)
+    assert torch.allclose(y, base(x)) and (y[:, 2] == 0).all() and torch.equal(layer.merged().weight[2], torch.zeros(5).double())
+    y.sum().backward()
+    assert all(p.grad.isfinite().all() for p in (layer.A, layer.B, layer.m, x))
+
+
 def test_bitfit_adds_a_vector():
     layer = trained(Biased(base()))
     torch.testing.assert_close(layer(X), layer.base(X) + layer.beta, rtol=0, atol=0)

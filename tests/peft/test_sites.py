@@ -59,6 +59,14 @@ def test_a_bottleneck_stands_behind_both_sub_layers_or_behind_the_mlp(placement,
     assert [swap.site.path for swap in adapter.wrappers()] == [f"layers.{i}.{place}" for i in (0, 1) for place in places]
 
 
+def test_attention_to_an_encoder_has_no_bottleneck_and_no_prefix():
+    for method, names in (("houlsby", {"attn", "mlp"}), ("prefix", {"attn"}), ("lora", {"q_proj", "v_proj"})):
+        adapter = apply(tiny.model(architecture="encoder_decoder"), AdapterConfig(method, **({"rank": 2} if method == "lora" else {})))
+        places = [swap.site.path for swap in adapter.wrappers()]
+        assert {path.rpartition(".")[2] for path in places} == names
+        assert any(".cross" in path for path in places) is (method == "lora")
+
+
 def test_roles_are_told_by_the_module():
     model = biased.model()
     assert [s.path for s in with_role(model, ("norm",))] == [

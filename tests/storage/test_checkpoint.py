@@ -296,6 +296,12 @@ class Malice:
         return os.mkdir, (str(self.path),)
 
 
+def test_a_fault_that_says_nothing_is_told_by_its_kind(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"model.pt: cannot be loaded: \w+"):
+        checkpoint.read_tensors(tmp_path, "model")
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("dump", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
 def test_a_malicious_pickle_is_refused_and_nothing_is_executed(tmp_path, dump):
