@@ -19,6 +19,13 @@ import train
 from minialpaca.data.instructions import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
 from minialpaca.tokenizer import Tokenizer
 
+
+def fsync(descriptor: int) -> None:
+    """No file of a test in this process has to outlive a power failure, and thousands of saves would wait for the disk."""
+
+
+os.fsync = fsync  # what counts or fails it puts its own in its place
+
 NAMES = ("Mira", "Tolen", "Velusk", "Bado", "Kira", "Somar")
 ITEMS = ("lamp", "rope", "bell", "map", "coin")
 
