@@ -261,8 +261,8 @@ def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: st
 def _refuse_other_shape(folder: Path, base: PretrainConfig | FinetuneConfig, settings: FinetuneConfig, own: Path) -> None:
     free = ("dropout", "max_seq_len", "attention", "init_std")  # what a tuned model has of its own, or what does not matter
     here, there = (dataclasses.asdict(s.model) for s in (base, settings))
-    for key in here.keys() - set(free):
-        if here[key] != there[key]:
+    for key in here:
+        if key not in free and here[key] != there[key]:
             raise UserError(f"{folder}: is another model than the one that the adapter in {own} was trained on (model.{key} = {here[key]!r}, "
                             f"there {there[key]!r}); give the base that it was trained on")
 
