@@ -4,11 +4,13 @@ import copy
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 from conftest import alpaca_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minialpaca.data import buckets as buckets_module
 from minialpaca.data.batch import collate
 from minialpaca.data.buckets import Buckets
 from minialpaca.data.instructions import Example, Examples, by_file, encode, fit_context, prompt_ids, prompt_text
@@ -185,7 +187,7 @@ def rows_of(batch, examples):
 @pytest.mark.parametrize("pool", [1, 2, 32])
 @pytest.mark.parametrize("size", [1, 4, 8, 101, 200])
 def test_each_epoch_takes_every_example_once_in_an_order_of_its_own(examples, monkeypatch, pool, size):
-    monkeypatch.setattr(Buckets, "POOL", pool)
+    monkeypatch.setattr(examples.buckets, "pools", {size: pool})
     n = examples.n_batches(size)
     assert n == -(-101 // size)
     orders = []
@@ -199,7 +201,7 @@ def test_each_epoch_takes_every_example_once_in_an_order_of_its_own(examples, mo
 
 
 def test_batches_mix_differently_in_each_epoch_and_are_not_taken_by_length(examples, monkeypatch):
-    monkeypatch.setattr(Buckets, "POOL", 26)
+    monkeypatch.setattr(examples.buckets, "pools", {4: 26})
     epochs = [[rows_of(examples.batch(e * 26 + i, 4, seed=5), examples) for i in range(26)] for e in range(2)]
     assert {frozenset(b) for b in epochs[0]} != {frozenset(b) for b in epochs[1]}
     lengths, then = ([max(len(examples.examples[i].ids) for i in batch) for batch in epoch] for epoch in epochs)
@@ -215,6 +217,24 @@ def test_of_texts_as_different_in_length_as_alpacas_padding_is_less_than_a_twent
     buckets = Buckets(lengths)
     batches = [[lengths[i] for i in buckets.chosen(number, size, seed=1)] for number in range(buckets.n_batches(size))]
     assert 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in batches) < 0.05
+
+
+def test_as_few_batches_are_sorted_together_as_keep_padding_low():
+    """Few mix better: what differs little in length has the smallest pool, and what can have no better the largest."""
+    rng = random.Random(0)
+    alike, ragged = [rng.randrange(40, 44) for _ in range(4000)], [min(150, int(rng.lognormvariate(4, 0.6))) for _ in range(4000)]
+    assert Buckets(alike).pool(32) == 8 and 8 < Buckets(ragged).pool(32) < 64 and Buckets([1, 1000]).pool(2) == 64
+    buckets, size = Buckets(ragged), 32
+    pools = buckets.POOLS[:buckets.POOLS.index(buckets.pool(size)) + 1]
+    assert [buckets.padding(pool, size) > buckets.PADDING for pool in pools] == [True] * (len(pools) - 1) + [False]
+
+
+def test_padding_is_counted_by_hand(monkeypatch):
+    monkeypatch.setattr(buckets_module, "permutation", lambda n, *key: np.arange(n))
+    buckets = Buckets([5, 1, 3, 2, 4, 8, 7])
+    assert buckets.padding(1, 2) == pytest.approx(1 - 30 / (2 * 5 + 2 * 3 + 2 * 8 + 7))
+    assert buckets.padding(2, 2) == pytest.approx(1 - 30 / (2 * 2 + 2 * 5 + 2 * 7 + 8))  # 1 2 | 3 5 || 4 7 | 8
+    assert buckets.padding(9, 2) == pytest.approx(1 - 30 / (2 * 2 + 2 * 4 + 2 * 7 + 8))
 
 
 def test_a_batch_is_a_function_of_its_number_and_the_seed(examples):
