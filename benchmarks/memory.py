@@ -15,15 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import contestants
+from benchmarks.contestants import Shape
 from benchmarks.runs import alone, peak_bytes
 
-SHAPES = {  # d_model, layers, heads, d_ff, vocabulary, context, rows
-    "small": (256, 4, 4, 688, 4096, 256, 8),
-    "middle": (384, 6, 6, 1024, 8192, 256, 8),
-    "large": (512, 8, 8, 1376, 8192, 256, 8),
-    "124M": (768, 12, 12, 2048, 50304, 1024, 16),
-    "1B": (2048, 16, 32, 8192, 32000, 1024, 8),
-    "7B, held in bf16": (4096, 32, 32, 11008, 32000, 2048, 1),
+SHAPES = {
+    "small": Shape(4096, 256, 4, 4, 688, 256, 8),
+    "middle": Shape(8192, 384, 6, 6, 1024, 256, 8),
+    "large": Shape(8192, 512, 8, 8, 1376, 256, 8),
+    "124M": contestants.SHAPES["gpt2"], "1B": contestants.SHAPES["1b"], "7B, held in bf16": contestants.SHAPES["7b"],
 }
 VARIANTS = {"": {}, "recompute": {"recompute": True}, "accumulation 2": {"accumulation": 2}}
 CASES = {"cpu": [*((shape, method, "") for shape in list(SHAPES)[:3] for method in ("none", "lora")),
@@ -32,56 +32,34 @@ CASES = {"cpu": [*((shape, method, "") for shape in list(SHAPES)[:3] for method 
                   ("124M", "none", "recompute"), ("1B", "none", "recompute"), ("7B, held in bf16", "lora", "")]}
 
 
-def trainer_of(shape: tuple[int, ...], method: str, variant: str, device: str, folder: str, held: str = "fp32"):
-    """A trainer on random tokens, every row as long as the context. `held`: what is frozen is stored in it."""
-    import torch
-
-    from benchmarks.contestants import Shape
-    from benchmarks.contestants.ours import weights
-    from minialpaca.config import AdapterConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-    from minialpaca.data.batch import collate
+def trainer_of(shape: Shape, method: str, variant: str, device: str, folder: str):
+    """A trainer on random tokens, every row as long as the context."""
+    from benchmarks.contestants.ours import Given, weights
+    from minialpaca.config import AdapterConfig, ModelConfig, OptimConfig, TrainConfig
     from minialpaca.model import Transformer
     from minialpaca.peft import apply
-    from minialpaca.tasks import Task, next_token_loss
     from minialpaca.trainer import Trainer
 
-    D, L, H, F, V, T, B = shape
-
-    class Noise(Task):
-        tokenizer_sha256, loss = "", LossConfig()
-
-        def batches_per_epoch(self) -> int:
-            return 5
-
-        def longest(self) -> tuple[int, int]:
-            return T, 0
-
-        def batch(self, number: int):
-            rows = torch.randint(V, (B, T + 1), generator=torch.Generator().manual_seed(number))
-            return collate([(ids, ids) for ids in rows], pad=3)
-
-        def loss_sum(self, model, batch):
-            return next_token_loss(model, batch)
-
-    train = TrainConfig(batch_size=B, steps=5, **VARIANTS[variant])
+    train = TrainConfig(batch_size=shape.batch, steps=5, **VARIANTS[variant])
     if device == "cuda":
-        model = weights(Shape(V, D, L, H, F, T, B, held), device)
-    else:
-        model = Transformer(ModelConfig(vocab_size=V, d_model=D, n_layers=L, n_heads=H, d_ff=F, max_seq_len=T))
+        model = weights(shape, device)
+    else:  # tied, as most runs on a CPU are
+        model = Transformer(ModelConfig(vocab_size=shape.vocab_size, d_model=shape.d_model, n_layers=shape.n_layers, n_heads=shape.n_heads,
+                                        d_ff=shape.d_ff, max_seq_len=shape.context))
     model.recompute = train.recompute
     adapter = apply(model, AdapterConfig(method, **({"targets": ("q_proj", "k_proj", "v_proj", "o_proj")} if method == "lora" else {})))
-    return Trainer(model, Noise(), OptimConfig(), train, 0, Path(folder), adapter=adapter)
+    return Trainer(model, Given(shape), OptimConfig(), train, 0, Path(folder), adapter=adapter)
 
 
 def worker(shape: str, method: str, variant: str, device: str) -> dict[str, int]:
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer_of((16, 1, 2, 24, 64, 8, 2), method if method == "none" else "lora", "", device, folder).take_step()
+        trainer_of(Shape(64, 16, 1, 2, 24, 8, 2), method if method == "none" else "lora", "", device, folder).take_step()
         before = peak_bytes()
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        trainer = trainer_of(SHAPES[shape], method, variant, device, folder, "bf16" if "bf16" in shape else "fp32")
+        trainer = trainer_of(SHAPES[shape], method, variant, device, folder)
         trainer.take_step()
         started = time.perf_counter()
         for _ in range(4):
