@@ -1,12 +1,13 @@
 """What adversarial training buys: the same tuning with each method, tested clean and under attack, paired by seed.
 
     python -m benchmarks.attacks configs/sst2.toml --base runs/sst2-bench/base-decoder-{seed} --epsilon 0.02 \
-        --unlabelled sst2-pretrain/mr.txt --seeds 0 1 2 3 4 --out runs/attacks data.source=sst2_train.txt …
+        --unlabelled sst2-pretrain/mr.txt --seeds 0 1 2 3 4 --out runs/attacks train.patience=0 data.source=sst2_train.txt …
 
 A seed changes the base, the heads, order and dropout; within a seed the methods differ in nothing but the method. Accuracy on the test
 split in per cent, mean ± standard deviation over the seeds: clean, under FGM and under PGD (benchmarks/robustness.py) at the radius
 trained with and at twice that. «Lost» is clean less FGM at that radius; the last column the clean accuracy beside clean training,
-of the same seed. The validation split chooses the weights of each run, on clean texts. The same command again goes on where it was cut off.
+of the same seed. The validation split chooses the weights of each run, on clean texts. At a large radius an attack begins on a
+plateau at chance, on which patience would end it: hence train.patience=0. The same command again goes on where it was cut off.
 """
 
 import argparse
