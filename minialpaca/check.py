@@ -4,7 +4,7 @@
     python -m minialpaca.check mine.json
     python -m minialpaca.check runs/alpaca
 
-A config's data are read as its run would read them, and two real steps are taken in a temporary folder. What the run would
+A config's data are read as its run would read them, and two real steps are taken and forgotten. What the run would
 refuse is refused here, in the same line.
 """
 
@@ -88,12 +88,15 @@ def check_config(path: Path, changes: Sequence[str]) -> None:
     form = form_of(path, changes)
     settings = config.load(form, path, changes)
     print(f"{path}: a config of {'finetune.py' if form is FinetuneConfig else 'train.py'}")
-    with tempfile.TemporaryDirectory(prefix="minialpaca-check-") as folder:
-        show_trainer(*(prepared_tuning if form is FinetuneConfig else prepared_pretraining)(settings, Path(folder)))
+    if form is FinetuneConfig:
+        show_trainer(*prepared_tuning(settings))
+        return
+    with tempfile.TemporaryDirectory(prefix="minialpaca-check-") as scratch:
+        show_trainer(*prepared_pretraining(settings, Path(scratch)))
 
 
 def prepared_pretraining(settings: PretrainConfig, scratch: Path) -> tuple[PretrainConfig, Trainer, str]:
-    """The settings as the run would resolve them, its trainer in a temporary folder, and what would become of the run's own."""
+    """The settings as the run would resolve them, its trainer, which writes nothing yet, and what would become of the run's folder."""
     device, folder = run.pick_device(settings.run.device), Path(settings.run.dir)
     n_bytes = corpus.size(settings.data)
     exists = run.holds_run(folder, settings.run.resume)
@@ -105,11 +108,11 @@ def prepared_pretraining(settings: PretrainConfig, scratch: Path) -> tuple[Pretr
     print(f"data: {documents:,} documents, {n_bytes:,} bytes, {len(task.train):,} training tokens, {len(task.val):,} held out; "
           f"{task.windows.n:,} windows of {task.windows.context} tokens, none truncated")
     attack = attack_on(model.embed, settings.adversarial, settings.model.tie_embeddings)
-    trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, scratch, l2=settings.loss.l2, attack=attack)
+    trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, l2=settings.loss.l2, attack=attack)
     return settings, trainer, verdict(folder, trainer)
 
 
-def prepared_tuning(settings: FinetuneConfig, scratch: Path) -> tuple[FinetuneConfig, Trainer, str]:
+def prepared_tuning(settings: FinetuneConfig) -> tuple[FinetuneConfig, Trainer, str]:
     device, folder = run.pick_device(settings.run.device), Path(settings.run.dir)
     run.refuse_merged(folder)
     settings, base_settings = with_base_model(settings)
@@ -124,7 +127,7 @@ def prepared_tuning(settings: FinetuneConfig, scratch: Path) -> tuple[FinetuneCo
     model = (classify.classifier(settings, backbone, task.groups) if labels else backbone).to(device)
     adapter = run.adapted(model, backbone, settings)
     attack = attack_on(backbone.embed, settings.adversarial, settings.model.tie_embeddings and not labels)
-    trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, scratch, l2=settings.loss.l2, adapter=adapter,
+    trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, l2=settings.loss.l2, adapter=adapter,
                       attack=attack)
     return settings, trainer, verdict(folder, trainer)
 

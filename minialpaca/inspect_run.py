@@ -33,11 +33,8 @@ def verdict(folder: Path, trainer: Trainer) -> str:
     place = checkpoint.find(folder)
     if place is None:
         return "would begin anew: the run has no checkpoint yet"
-    run.refuse_unfit(trainer.keeper.saved, place, trainer.task.tokenizer_sha256)
-    state = checkpoint.read_state(place)
-    if state.get("data") != trainer.task.data_sha256:
-        raise UserError(f"{folder}: the data are not those that this run began with; put them back, or choose another run.dir for "
-                        "the new ones")
+    trainer.refuse_unfit()
+    state = trainer.keeper.counters(checkpoint.read_state(place), trainer.state)
     if state["stopped_early"] or state["step"] >= trainer.total_steps:
         return f"is finished at step {state['step']:,}; the same command would only show its results"
     return f"would resume from step {state['step']:,} of {trainer.total_steps:,}"
@@ -57,7 +54,8 @@ def show_run(folder: Path, changes: Sequence[str]) -> None:
         show_base(folder, settings)
     place = checkpoint.find(folder)
     if place and place not in damaged:
-        state, total = checkpoint.read_state(place), steps_of(folder, settings)
+        state = checkpoint.read_state(place)
+        total = steps_of(folder, settings, state.get("recipe", {}).get("processes", 1))
         left = "stopped early" if state.get("stopped_early") else "steps left: unknown, its data say how many" if total is None else \
             f"{max(0, total - state['step']):,} of {total:,} steps left"
         print(f"step {state['step']:,}, best {settings.train.best_by} {state.get('best')}, {left}")
@@ -91,7 +89,7 @@ def show_checkpoints(folder: Path) -> dict[Path, str]:
     return damaged
 
 
-def steps_of(folder: Path, settings: config.PretrainConfig | FinetuneConfig) -> int | None:
+def steps_of(folder: Path, settings: config.PretrainConfig | FinetuneConfig, processes: int) -> int | None:
     """All its steps, where that can be told without reading the data again."""
     train = settings.train
     if train.steps:
@@ -101,4 +99,4 @@ def steps_of(folder: Path, settings: config.PretrainConfig | FinetuneConfig) -> 
         return None
     n = max(1, (len(TokenFile(tokens, Tokenizer.load(folder / run.TOKENIZER))) - settings.model.max_seq_len) // settings.model.max_seq_len)
     batches = max(1, round(train.epochs * -(-n // train.batch_size)))
-    return -(-batches // train.accumulation)
+    return -(-batches // (train.accumulation * processes))

@@ -29,6 +29,7 @@ class Keeper:
         self.held = {"model": spread.held(saved), "optimizer": spread.held(optimizer)}  # of this process
         self.crew, self.spread = spread.crew(), spread
         self.saving = Background()
+        self.best_step: int | None = None  # where `best` points
 
     def refuse_little_room(self) -> None:
         """Two checkpoints lie side by side when the second is written; where one is there already, one more."""
@@ -46,7 +47,8 @@ class Keeper:
 
     def save(self, state: dict, improved: bool) -> None:
         """What is now; written beside the steps to come, and in full before the next is begun."""
-        facts = {**state, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
+        self.best_step = state["step"] if improved else self.best_step
+        facts = {**state, "best_by": self.train.best_by, "best_step": self.best_step, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
                  **self.recipe.facts(), "surroundings": determinism.surroundings(self.device, self.spread.n_parts),
                  **({"prompts": self.task.prompts} if self.task.prompts else {}),
                  **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
@@ -69,15 +71,30 @@ class Keeper:
         run.load_weights(self.saved, place, self.task.tokenizer_sha256, self.held["model"])
         known = checkpoint.read_state(place)
         self._refuse_others(place, known, state)
-        checkpoint.restore(place, "optimizer", self.held["optimizer"])
+        checkpoint.restore(place, "optimizer", self.held["optimizer"], self._with_settings_of_now)
         if self.scaler and "scaler" in known:
             self.scaler.load_state_dict(known["scaler"])
         parallel.meet()  # all have read it
+        self.best_step = known.get("best_step")
         if parallel.is_first():
+            if "best_step" in known:  # not of an older minialpaca
+                checkpoint.point_back(self.folder, place, self.best_step)
             checkpoint.clean(self.folder, self.train.keep)  # a kill after the last save leaves the folder before it
         if known["step"]:  # step 0 is evaluated once more, and judged as if for the first time
-            state.update({key: known[key] for key in state})
+            state.update(self.counters(known, state))
         return place
+
+    def counters(self, known: dict, state: dict) -> dict:
+        """Those of `state` as they go on: what is measured otherwise from here on has no best yet, and patience may be another."""
+        found = {key: known[key] for key in state}
+        if known.get("best_by", self.train.best_by) != self.train.best_by:
+            found |= {"best": None, "evaluations_without_gain": 0}
+        return found | {"stopped_early": 0 < self.train.patience <= found["evaluations_without_gain"]}
+
+    def _with_settings_of_now(self, saved: dict) -> dict:
+        """A saved optimizer's averages, and what this one was made with: weight decay, β and ε may have been changed."""
+        groups = zip(saved["param_groups"], self.optimizer.param_groups, strict=True)
+        return {**saved, "param_groups": [{**now, "params": before["params"]} for before, now in groups]}
 
     def _refuse_others(self, place: Path, known: dict, state: dict) -> None:
         """Of another version, of other data; where the bits are promised, from other surroundings."""

@@ -18,9 +18,10 @@ With n = B T places, s the bytes of a product (4, or 2 in bf16 and fp16), everyt
     head         the matrix's gradient and the product that is added to it 2 · 4VD, the hidden state's 4nD, one slice of logits:
                  all logits exist at once only in R-Drop, and where the head is changed by an adapter
     working      the way back through one layer: 3nF of SwiGLU and 2nD of the residual stream
+    saving       12 per trained parameter on a CPU: the copy of weights and moments that is written beside the steps; a GPU has none
     cache        keys and values of the texts that are generated at an evaluation, 2 · 4 · L n_texts S GK
 
-    peak = weights + moments + max(activations + max(head, working), gradients + embedding, cache)
+    peak = weights + moments + saving + max(activations + max(head, working), gradients + embedding, cache)
 
 With train.parallel = fsdp and P processes each holds 1/P of weights, gradients and moments; besides, whole: what stands in no layer
 and two layers' weights (one is gathered while the other computes) and their gradients, or with accumulation all gradients.
@@ -60,6 +61,7 @@ class Memory:
     working: int
     embedding: int
     cache: int
+    saving: int
     gradients_stay: bool
 
     @property
@@ -67,10 +69,10 @@ class Memory:
         forward = self.activations + max(self.head, self.working)
         backward = self.gradients + self.embedding
         at_once = forward + backward if self.gradients_stay else max(forward, backward)
-        return self.weights + self.moments + max(at_once, self.cache)
+        return self.weights + self.moments + self.saving + max(at_once, self.cache)
 
     def __str__(self) -> str:
-        parts = ("weights", "gradients", "moments", "activations", "head", "cache")
+        parts = ("weights", "gradients", "moments", "activations", "head", "cache", "saving")
         return (f"memory, estimated: {told(self.peak)} at the peak of a step ("
                 + ", ".join(f"{name} {told(getattr(self, name))}" for name in parts) + ")")
 
@@ -112,6 +114,7 @@ def estimate(model: nn.Module, load: Load) -> Memory:
         working=working_bytes(backbone, load) + (largest if backbone.recompute else 0),
         embedding=FLOAT * backbone.embed.weight.numel() * (backbone.embed.weight.requires_grad and backbone.cfg.tie_embeddings),
         cache=2 * FLOAT * backbone.cfg.n_layers * load.generated * backbone.cfg.max_seq_len * backbone.cfg.kv_heads * backbone.cfg.d_head,
+        saving=3 * parameter_bytes(model, True) // load.parts if load.device == "cpu" else 0,
         gradients_stay=load.gradients_stay)
 
 

@@ -86,7 +86,7 @@ def summed(counts: Sequence[int]) -> list[int]:
     """Each number, over all processes."""
     if not dist.is_initialized():
         return list(counts)
-    total = torch.tensor(counts)
+    total = torch.tensor(counts, dtype=torch.int64)  # of bools the sum would be one
     with together():
         dist.all_reduce(total)
     return total.tolist()
@@ -103,12 +103,15 @@ def add_up(parameters: Iterable[nn.Parameter], numbers: dict[str, Tensor]) -> di
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     there = torch.tensor([p.grad is not None for p in trained])
     flat = torch.cat([*(g.flatten() for g in parts), *(n.reshape(1).to(parts[0]) for n in numbers.values()), there.to(parts[0])])
+    del parts
+    for p in trained:
+        p.grad = None  # or the gradient would be there three times
     with together():
         dist.all_reduce(flat)
-    sums = flat.split([*(g.numel() for g in parts), len(numbers), len(trained)])
+    sums = flat.split([*(p.numel() for p in trained), len(numbers), len(trained)])
     anywhere = there if there.all() else sums[-1] > 0  # where all is here the device need not be asked
     for p, found, somewhere in zip(trained, sums, anywhere.tolist()):
-        p.grad = found.view_as(p).clone() if somewhere else None
+        p.grad = found.view_as(p) if somewhere else None
     return dict(zip(numbers, sums[-2]))
 
 

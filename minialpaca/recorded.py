@@ -37,7 +37,8 @@ class Recorded:
 
     def __init__(self, work: Callable[..., Tensor], *inputs: Tensor):
         self.inputs = [tensor.clone() for tensor in inputs]
-        self.play, self.output = record(lambda: work(*self.inputs))
+        with torch.cuda.device(inputs[0].device):
+            self.play, self.output = record(lambda: work(*self.inputs))
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         for place, tensor in zip(self.inputs, inputs, strict=True):

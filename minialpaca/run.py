@@ -320,9 +320,13 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"run.device = {name!r}: use auto, cpu, cuda, cuda:N or mps")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda:") and parallel.size() > 1:
+        raise UserError(f"run.device = {name!r}: each of {parallel.size()} processes needs a device of its own; use auto or cuda")
     device = torch.device(name if name != "cuda" else f"cuda:{parallel.local_rank()}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"run.device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("run.device = 'mps': not available on this machine; use auto or cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams and events are those of the current one
     return device

@@ -348,7 +348,7 @@ class Trainer:
         self.keeper.saving.check()
         step, is_last = record["step"], record["step"] == self.total_steps
         improved, evaluated = False, step % self.train.eval_every == 0 or is_last
-        stopping = self._asked_to_stop() and not is_last
+        stopping = self._asked_to_stop()
         saved = evaluated or stopping or (self.train.save_every and step % self.train.save_every == 0)
         if saved:
             self._refuse_broken_weights(step)
@@ -365,7 +365,8 @@ class Trainer:
             self.keeper.save(self.state, improved)
         if stopping:
             self.keeper.saving.join()
-            raise Stopped(f"stopped after step {step:,} of {self.total_steps:,}, which is saved; the same command goes on from there")
+            raise Stopped(f"stopped after step {step:,} of {self.total_steps:,}, which is saved; the same command "
+                          f"{'shows its results' if self._done() else 'goes on from there'}")
 
     def _asked_to_stop(self) -> bool:
         """Any process, and then all of them."""

@@ -25,7 +25,7 @@ def fetch(tensor: Tensor) -> Callable[[], list]:
     if not tensor.is_cuda:
         return tensor.tolist
     there, arrived = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(tensor.device))
 
     def wait() -> list:
         arrived.synchronize()

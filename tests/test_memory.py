@@ -91,7 +91,9 @@ def test_what_is_frozen_has_neither_gradient_nor_moments():
     model = Transformer(CFG)
     full = memory.estimate(model, memory.Load(B, T))
     n = sum(p.numel() for p in model.parameters())
-    assert (full.weights, full.gradients, full.moments) == (4 * n, 4 * n, 8 * n)
+    assert (full.weights, full.gradients, full.moments, full.saving) == (4 * n, 4 * n, 8 * n, 12 * n)
+    assert memory.estimate(model, memory.Load(B, T, device="cuda")).saving == 0
+    assert full.peak - dataclasses.replace(full, saving=0).peak == 12 * n
     adapter = apply(model, AdapterConfig("lora"))
     trained = sum(p.numel() for p in adapter.trained().values())
     lora = memory.estimate(model, memory.Load(B, T))

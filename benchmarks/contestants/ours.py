@@ -44,7 +44,7 @@ def weights(shape: Shape, device: str = "cpu") -> Transformer:
 class Given(Task):
     """The rows that everybody is given: those of a step's number."""
 
-    tokenizer_sha256, loss = "", LossConfig()
+    tokenizer_sha256, data_sha256, loss = "", "", LossConfig()
 
     def __init__(self, shape: Shape):
         self.shape = shape

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from minialpaca.storage.space import tensors_in
+
 
 def copied(value, into=None, seen: dict | None = None):
     """Tensors in memory of the host that nobody else writes to; `into`, an earlier copy, is filled again where it fits.
@@ -52,8 +54,8 @@ class Background:
         started = time.perf_counter()
         self.join()
         self.copy = copied(tensors, self.copy)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        for device in {tensor.device for tensor in tensors_in(tensors) if tensor.is_cuda}:
+            torch.cuda.synchronize(device)
         self.thread = threading.Thread(target=self._run, args=(work,), name="saving")
         self.thread.start()
         self.count += 1

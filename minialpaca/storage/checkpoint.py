@@ -150,17 +150,27 @@ def steps(run: Path) -> list[Path]:
 
 def verify(folder: Path) -> None:
     """Compare every file with the manifest."""
+    files = listed(folder)
+    lacking = [f"{stem}.pt" for stem in STEMS if not files_of(stem, files)] + [STATE] * (STATE not in files)
+    if lacking:
+        raise UserError(f"{folder / MANIFEST}: lists no {lacking[0]}; the checkpoint is damaged")
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        lacking = [f"{stem}.pt" for stem in STEMS if not files_of(stem, files)] + [STATE] * (STATE not in files)
-        if lacking:
-            raise UserError(f"{folder / MANIFEST}: lists no {lacking[0]}; the checkpoint is damaged")
         for name, facts in files.items():
             if _facts(folder / Path(name).name) != facts:
                 raise UserError(f"{folder / name}: differs from the checkpoint's manifest; it was changed or damaged")
     except OSError as error:
         raise UserError(f"{folder}: the checkpoint is incomplete: {error.filename}: {reason(error)}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except ValueError:  # a name with a NUL
+        raise UserError(f"{folder / MANIFEST}: is no manifest; the checkpoint is damaged") from None
+
+
+def listed(folder: Path) -> dict[str, dict]:
+    """The files of a checkpoint, as its manifest has them; a file beside these is none of it."""
+    try:
+        return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except OSError as error:
+        raise UserError(f"{folder}: the checkpoint is incomplete: {error.filename}: {reason(error)}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{folder / MANIFEST}: is no manifest; the checkpoint is damaged") from None
 
 
@@ -191,7 +201,7 @@ def files_of(stem: str, names: Collection[str]) -> list[str]:
 
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     """A state dict, whole, on the CPU; the files' bytes were compared with the manifest by `verify`."""
-    names = files_of(stem, os.listdir(folder)) or [f"{stem}.pt"]
+    names = files_of(stem, listed(folder)) or [f"{stem}.pt"]
     try:
         return joined([_load(folder / name) for name in names])
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError):
@@ -226,8 +236,19 @@ def clean(run: Path, keep: int = 1) -> None:
         whole = [place for place in steps(run) if (place / MANIFEST).is_file()]
         kept |= set(whole[:whole.index(last) + 1][-keep:])
     for entry in (run / FOLDER).iterdir():
-        if entry.is_dir() and entry not in kept and entry.name.startswith(("step-", TEMPORARY)):
+        ours = NAME.fullmatch(entry.name) or entry.name.startswith(TEMPORARY)  # a copy that somebody made has another name
+        if ours and entry.is_dir() and entry not in kept:
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def point_back(run: Path, last: Path, best_step: int | None) -> None:
+    """A kill between the two pointers leaves a `best` that is newer than `last`: it is what it was when that was saved."""
+    best, before = find(run, "best"), run / FOLDER / f"step-{best_step or 0:06d}"
+    if best and int(best.name[5:]) > int(last.name[5:]):
+        if best_step is not None and (before / MANIFEST).is_file():
+            point(run / FOLDER / "best", before.name)
+        else:
+            (run / FOLDER / "best").unlink()
 
 
 def point(pointer: Path, name: str) -> None:

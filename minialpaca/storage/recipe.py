@@ -15,6 +15,7 @@ from minialpaca.storage import checkpoint
 
 MAY_CHANGE = ("run.", "train.keep")  # where and how a run is continued; everything else is the recipe
 WHEN_ASKED = ("optim.", "train.", "loss.", "adversarial.", "samples.", "processes")  # the rest is what the weights and data are
+DATA = ("adversarial.unlabelled",)  # and so is this
 SPLIT = ("train.batch_size", "train.accumulation", "processes")
 SAME = (*SPLIT, "train.parallel")  # with as many examples a step, these change no mathematics
 
@@ -66,7 +67,7 @@ def examples_a_step(recipe: dict) -> int | None:
 
 
 def _refuse(folder: Path, changed: dict[str, str], asked: bool) -> None:
-    fixed = [text for key, text in changed.items() if not key.startswith(WHEN_ASKED)]
+    fixed = [text for key, text in changed.items() if not key.startswith(WHEN_ASKED) or key in DATA]
     if asked and not fixed:
         return
     told = "; ".join(fixed if asked else changed.values())

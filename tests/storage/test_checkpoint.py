@@ -297,9 +297,45 @@ class Malice:
 
 
 def test_a_fault_that_says_nothing_is_told_by_its_kind(tmp_path):
-    (tmp_path / "model.pt").write_bytes(b"")
+    place = save(tmp_path, 1)
+    (place / "model.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"model.pt: cannot be loaded: \w+"):
-        checkpoint.read_tensors(tmp_path, "model")
+        checkpoint.read_tensors(place, "model")
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path):
+    """It was compared with nothing; and model.pt would go before model-0-of-1.pt."""
+    place = save(tmp_path, 1)
+    os.rename(place / "model.pt", place / "model-0-of-1.pt")
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["files"]["model-0-of-1.pt"] = manifest["files"].pop("model.pt")
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    torch.save({"w": torch.zeros(1)}, place / "model.pt")
+    checkpoint.verify(place)
+    assert value_of(tmp_path) == 1
+
+
+def test_a_copy_beside_the_checkpoints_is_not_cleaned_away(tmp_path):
+    place = save(tmp_path, 1)
+    copy = place.with_name("step-000001-before-change")
+    copy.mkdir()
+    save(tmp_path, 2)
+    assert copy.is_dir() and not place.exists()
+
+
+@pytest.mark.parametrize("before", [1, None])
+def test_a_best_that_is_newer_than_last_is_what_it_was_then(tmp_path, before):
+    """As a kill between the two pointers leaves it: `best` names step 2, `last` still step 1."""
+    first = save(tmp_path, 1, best=before is not None)
+    for _ in range(2):
+        newer = first.with_name("step-000002")
+        shutil.copytree(first, newer, dirs_exist_ok=True)
+        checkpoint.point(first.with_name("best"), newer.name)
+        checkpoint.point_back(tmp_path, first, before)
+        assert checkpoint.find(tmp_path, "best") == (first if before else None)
+    save(tmp_path, 2, best=True)
+    checkpoint.point_back(tmp_path, newer, before)
+    assert checkpoint.find(tmp_path, "best") == newer
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

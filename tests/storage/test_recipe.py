@@ -9,7 +9,7 @@ from running import in_process, json_lines, refused
 import finetune
 import train
 from minialpaca import config, parallel, run
-from minialpaca.storage import checkpoint
+from minialpaca.storage import checkpoint, recipe
 from minialpaca.trainer import Trainer
 
 
@@ -89,7 +89,6 @@ def test_killed_before_its_first_save_a_change_is_recorded_once(begun, monkeypat
 def test_the_number_of_processes_counts(begun, monkeypatch):
     folder, command = begun
     monkeypatch.setattr(parallel, "size", lambda: 2)
-    from minialpaca.storage import recipe
     begun_with = run.settings_of(folder)
     halved = config.load(type(begun_with), folder / "config.toml", ["train.accumulation=1"])
     found = recipe.continued(folder, begun_with, halved)
@@ -110,6 +109,12 @@ def test_anything_else_is_refused_with_the_difference_and_nothing_is_touched(beg
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     refused(in_process(train.main, [*command, *changes]), *parts)
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_texts_without_labels_are_data_and_cannot_change():
+    with pytest.raises(run.UserError, match=r"\(adversarial.unlabelled: a → b; these make the weights or the data what they are"):
+        recipe._refuse("run", {"adversarial.epsilon": "adversarial.epsilon: 1 → 2", "adversarial.unlabelled": "adversarial.unlabelled: a → b"}, True)
+    recipe._refuse("run", {"adversarial.epsilon": "adversarial.epsilon: 1 → 2"}, True)
 
 
 def test_what_was_asked_for_goes_on_and_is_recorded(begun):

@@ -1,15 +1,16 @@
 """Between steps: the log, what is best, patience, checkpoints, and a stop that loses nothing."""
 
+import dataclasses
 import math
 import shutil
 
 import pytest
 import torch
-from ragged import MODEL, Ragged, make, metrics, ragged, scripted
+from ragged import MODEL, PLAIN, Ragged, make, metrics, ragged, scripted
 
 from minialpaca import trainer
 from minialpaca.config import ModelConfig, OptimConfig
-from minialpaca.errors import UserError
+from minialpaca.errors import Stopped, UserError
 from minialpaca.model import Transformer
 from minialpaca.optim import learning_rate
 from minialpaca.storage import checkpoint
@@ -91,6 +92,56 @@ def test_patience_counts_what_best_is_chosen_by(tmp_path, capsys, best_by, patie
     state = make(tmp_path, marked(SCRIPT), steps=8, eval_every=1, best_by=best_by, patience=patience).fit()
     assert state["step"] == last and state["stopped_early"] == (last < 8)
     assert ("evaluations without a better val_accuracy" in capsys.readouterr().out) == (last < 8)
+
+
+def test_continued_by_another_measure_the_old_one_is_no_best(tmp_path):
+    """0.7 was an accuracy; the losses that come after it are compared with each other."""
+    make(tmp_path, marked(SCRIPT), steps=4, eval_every=1, best_by="val_accuracy").fit()
+    assert checkpoint.find(tmp_path, "best").name == "step-000003"
+    state = make(tmp_path, marked([(5, 0), (3, 0), (4, 0)]), steps=7, eval_every=1, best_by="val_loss").fit()
+    assert state["best"] == 3 and checkpoint.find(tmp_path, "best").name == "step-000006"
+    assert state["evaluations_without_gain"] == 1
+
+
+@pytest.mark.parametrize(("patience", "last"), [(0, 8), (3, 6), (2, 5)])
+def test_stopped_early_it_goes_on_with_another_patience(tmp_path, patience, last):
+    """The best is that of step 3; step 5 is the second that is no better."""
+    assert make(tmp_path, marked(SCRIPT), steps=8, eval_every=1, best_by="val_accuracy", patience=2).fit()["step"] == 5
+    state = make(tmp_path, marked(SCRIPT[6:]), steps=8, eval_every=1, best_by="val_accuracy", patience=patience).fit()
+    assert state["step"] == last and state["stopped_early"] == (patience > 0)
+
+
+@pytest.mark.parametrize("changed", [{"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5}, {"adam_eps": 1e-2}], ids=lambda c: next(iter(c)))
+def test_continued_with_another_setting_the_optimizer_uses_it(tmp_path, changed):
+    """As if the averages had been put into an optimizer of that setting."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        make(folder, Ragged(ragged(8), 2, ragged(2)), steps=2, save_every=1).fit()
+    asked = make(one, Ragged(ragged(8), 2, ragged(2)), dataclasses.replace(PLAIN, **changed), steps=4, save_every=1)
+    asked.fit()
+    by_hand = make(two, Ragged(ragged(8), 2, ragged(2)), steps=4, save_every=1)
+    by_hand.keeper.resume(by_hand.state)
+    key = {"adam_eps": "eps"}.get(next(iter(changed)), next(iter(changed)))
+    value = next(iter(changed.values()))
+    for group, decays in zip(by_hand.optimizer.param_groups, [g["weight_decay"] for g in asked.optimizer.param_groups]):
+        group |= {"betas": (value, 0.95)} if key == "beta1" else {"betas": (0.9, value)} if key == "beta2" else \
+            {"weight_decay": decays} if key == "weight_decay" else {key: value}
+    for _ in range(2):
+        by_hand.take_step()
+    for mine, theirs in zip(asked.model.parameters(), by_hand.model.parameters()):
+        assert torch.equal(mine, theirs)
+    straight = make(tmp_path / "straight", Ragged(ragged(8), 2, ragged(2)), steps=4, save_every=1)
+    straight.fit()
+    assert any(not torch.equal(mine, theirs) for mine, theirs in zip(asked.model.parameters(), straight.model.parameters()))
+
+
+def test_asked_to_stop_in_the_last_step_it_stops_behind_it(tmp_path, monkeypatch):
+    """Evaluated and saved, and not gone on with what comes after the training."""
+    trainer = make(tmp_path, Ragged(ragged(8), 2, ragged(2)), steps=2)
+    monkeypatch.setattr(trainer, "_asked_to_stop", lambda: trainer.state["step"] == 2)
+    with pytest.raises(Stopped, match="stopped after step 2 of 2, which is saved; the same command shows its results"):
+        trainer.fit()
+    assert checkpoint.find(tmp_path).name == "step-000002" and "val_loss" in metrics(tmp_path)[-1]
 
 
 def test_what_is_no_number_is_never_best(tmp_path):
