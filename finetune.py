@@ -27,12 +27,11 @@ from minialpaca import classify, parallel, run, scripts
 from minialpaca.adversarial import attack_on
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import command
-from minialpaca.evaluate import answer_rows, write_marks
-from minialpaca.log import table
+from minialpaca.evaluate import answer_rows, marks_table, write_marks
 from minialpaca.model import Transformer
 from minialpaca.observe import Observer, observer
-from minialpaca.peft import AdaLoRA, trained_rows
-from minialpaca.peft.ranks import RankObserver
+from minialpaca.peft import AdaLoRA
+from minialpaca.peft.ranks import RankObserver, rank_lines
 from minialpaca.report import ClassObserver, class_table, write_class_marks
 from minialpaca.setup import base_model, refuse_other_world, with_base_model
 from minialpaca.tasks.classification import Classification, judge, truths
@@ -70,10 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
 
         scripts.show_parameters(model, device)
         if adapter:
-            print(table(trained_rows(adapter), (f"trained: {settings.adapter.method}", "places", "rank", "parameters", "% of base")))
+            scripts.show_trained(adapter)
         best = trainer.fit()["best"]
         if not parallel.is_first():
             return
+        if isinstance(adapter, AdaLoRA):
+            print(f"\n{rank_lines(adapter)}")
         if labels:
             show_labels(settings, task, folder, best, device)
         else:
@@ -113,8 +114,7 @@ def mark(model: Transformer, tokenizer: Tokenizer, task: Instruction, folder: Pa
     print(f"answering {len(task.test_rows)} test questions ...", flush=True)
     answers = answer_rows(model, tokenizer, task.test_rows)
     marks = write_marks(folder, task.test_rows, answers)
-    print(table([(kind, right, n, 100 * right / n) for kind, (right, n) in marks.items()],
-                ("test, exact match", "right", "asked", "per cent")))
+    print(marks_table(marks))
 
 
 # ── a classifier ─────────────────────────────────────────────────────────────────────────────────

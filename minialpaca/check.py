@@ -45,6 +45,7 @@ from minialpaca.data.files import expand, read_objects
 from minialpaca.data.rows import read_rows
 from minialpaca.errors import command
 from minialpaca.inspect_run import histogram, show_run, verdict
+from minialpaca.scripts import show_trained
 from minialpaca.setup import base_model, make_tokenizer, refuse_other_world, with_base_model, with_vocabulary
 from minialpaca.tasks.classification import Classification
 from minialpaca.tasks.instruction import Instruction
@@ -135,6 +136,8 @@ def prepared_tuning(settings: FinetuneConfig) -> tuple[FinetuneConfig, Trainer, 
 def show_trainer(settings, trainer: Trainer, what: str) -> None:
     parameters = list(trainer.model.parameters())
     print(f"{sum(p.numel() for p in parameters):,} parameters, {sum(p.numel() for p in parameters if p.requires_grad):,} of them trained")
+    if trainer.adapter:
+        show_trained(trainer.adapter)
     print(trainer.memory())
     steps = min(TAKEN, trainer.total_steps)
     for _ in range(steps):

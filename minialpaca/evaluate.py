@@ -1,15 +1,45 @@
-"""Marks: exact match by kind."""
+"""Marks: exact match by kind, or what a classifier tells right.
 
+    python -m minialpaca.evaluate RUN                  on the test split of its data, as finetune.py ends with it
+    python -m minialpaca.evaluate RUN rows.json        on other rows, of the form of its data
+"""
+
+import argparse
+
+from minialpaca import commandline
+
+
+def asked() -> argparse.Namespace:
+    options = commandline.parser("evaluate", __doc__)
+    options.add_argument("run", help="the folder of a finetune.py run")
+    options.add_argument("rows", nargs="*", help="files of rows with right answers, or of labelled texts; the run's own test split where left out")
+    commandline.add_weights(options)
+    return options.parse_args()
+
+
+commandline.early(__name__, asked)
+
+import dataclasses
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from minialpaca import classify, run
+from minialpaca.config import FinetuneConfig
 from minialpaca.data.files import write_whole
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.data.rows import Row
+from minialpaca.errors import UserError, command
 from minialpaca.generate import answer_all
+from minialpaca.log import table
 from minialpaca.model import Transformer
+from minialpaca.report import class_table
+from minialpaca.tasks.classification import Classification, judge, truths
+from minialpaca.tasks.instruction import Instruction
 from minialpaca.tokenizer import Tokenizer
 
 
@@ -39,6 +69,10 @@ def exact_match(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, tuple[
     return {kind: (sum(marks[kind]), len(marks[kind])) for kind in sorted(marks, key=lambda k: (k == "all", k))}
 
 
+def marks_table(marks: dict[str, tuple[int, int]]) -> str:
+    return table([(kind, right, n, 100 * right / n) for kind, (right, n) in marks.items()], ("test, exact match", "right", "asked", "per cent"))
+
+
 def write_marks(folder: Path, rows: Sequence[Row], answers: Sequence[str]) -> dict[str, tuple[int, int]]:
     """`test_answers.jsonl` with every question, its right answer and the given one; `test_marks.json` with the marks."""
     records = [{**row.record(), "answer": answer, "right": answer == row.output}
@@ -47,3 +81,44 @@ def write_marks(folder: Path, rows: Sequence[Row], answers: Sequence[str]) -> di
     write_whole(folder / "test_answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     write_whole(folder / "test_marks.json", json.dumps(marks, indent=1) + "\n")
     return marks
+
+
+# ── command line ─────────────────────────────────────────────────────────────────────────────────
+
+
+@command
+def main() -> None:
+    args = asked()
+    folder, device = Path(args.run), run.pick_device(args.device)
+    settings = run.settings_of(folder)
+    if not isinstance(settings, FinetuneConfig):
+        raise UserError(f"{folder}: was pretrained and has learned neither to answer nor to label; give the run.dir of a finetune.py run")
+    if args.rows:
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, test_source=tuple(args.rows)))
+    told = told_labels if settings.task.name == "classification" else told_answers
+    print(told(settings, folder, args.checkpoint, device))
+
+
+def told_answers(settings: FinetuneConfig, folder: Path, which: str, device: torch.device) -> str:
+    model, tokenizer = run.load(folder, which, device)
+    rows = test_split(Instruction(settings, tokenizer).test_rows, folder)
+    return marks_table(exact_match(rows, answer_rows(model, tokenizer, rows)))
+
+
+def told_labels(settings: FinetuneConfig, folder: Path, which: str, device: torch.device) -> str:
+    labeller = classify.load_labeller(folder, which, device)
+    task = Classification(settings, labeller.tokenizer)
+    if [group.classes for group in task.groups] != [group.classes for group in labeller.groups]:
+        raise UserError(f"{folder}: its training texts have other classes now than those that it learned; put them back")
+    judged = judge(labeller.model, test_split(task.test, folder), device, settings.train.batch_size)
+    return "\n\n".join(class_table(group, right, said, "test") for group, (right, said) in zip(task.groups, truths(task.test, judged)))
+
+
+def test_split(rows, folder: Path):
+    if not rows:
+        raise UserError(f"{folder}: its data have no test split; name a file with rows behind it")
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

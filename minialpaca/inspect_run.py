@@ -56,11 +56,15 @@ def show_run(folder: Path, changes: Sequence[str]) -> None:
     if place and place not in damaged:
         state = checkpoint.read_state(place)
         total = steps_of(folder, settings, state.get("recipe", {}).get("processes", 1))
-        left = "stopped early" if state.get("stopped_early") else "steps left: unknown, its data say how many" if total is None else \
+        left = "merged: a whole model, which is not gone on with" if state.get("merged") else "stopped early" if state.get("stopped_early") else "steps left: unknown, its data say how many" if total is None else \
             f"{max(0, total - state['step']):,} of {total:,} steps left"
-        print(f"step {state['step']:,}, best {settings.train.best_by} {state.get('best')}, {left}")
+        print(f"step {state['step']:,}, best {settings.train.best_by} {told_best(state.get('best'))}, {left}")
     if damaged:
         raise UserError(f"{folder}: {len(damaged)} damaged checkpoint{'s'[:len(damaged) > 1]}: {'; '.join(damaged.values())}")
+
+
+def told_best(best: float | None) -> str:
+    return "none yet" if best is None else f"{best:.4f}"
 
 
 def show_base(folder: Path, settings: FinetuneConfig) -> None:

@@ -99,6 +99,8 @@ def main() -> None:
     args = asked()
     difference = merge(args.run, args.out, args.checkpoint)
     print(f"{args.out} holds the merged run; its logits differ from the adapter's by at most {difference:.2g}")
+    if run.settings_of(args.run).model.tie_embeddings and not run.settings_of(args.out).model.tie_embeddings:
+        print("its embedding and its head are two matrices now (model.tie_embeddings = false): the adapter had changed one of them")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from minialpaca.errors import UserError, reason
 from minialpaca.heads import backbone_weights
 from minialpaca.log import METRICS
 from minialpaca.model import Transformer
-from minialpaca.peft import Adapter, apply
+from minialpaca.peft import METHODS, Adapter, apply
 from minialpaca.storage import checkpoint, lock, recipe
 from minialpaca.tokenizer import Tokenizer
 
@@ -212,7 +212,7 @@ def load_adapter(folder: str | Path, model: Transformer, which: str = "best") ->
     settings = settings_of(folder)
     if _method(settings) == "none" or settings.task.name == "classification":
         raise UserError(f"{folder}: holds no adapter for a bare base; give the run.dir of a finetune.py run with adapter.method "
-                        "and task.name = instruction")
+                        "and task.name = instruction (a classifier's heads go with its adapter: classify.load_labeller)")
     place = weights_of(folder, which)
     _refuse_other_prompts(place)
     adapter = adapted(model, model, settings)
@@ -247,8 +247,9 @@ def load_base(model: Transformer, settings: FinetuneConfig, tokenizer_sha256: st
     folder = base_folder(settings, own)
     base, place = settings_of(folder), checkpoint.find(folder, which)
     if _method(base) != "none":
-        raise UserError(f"{folder}: holds an adapter ({base.adapter.method}) and no whole model; merge it with its base: "
-                        f"python -m minialpaca.merge {folder} OUT")
+        beside = METHODS[_method(base)].beside
+        raise UserError(f"{folder}: holds an adapter ({base.adapter.method}) and no whole model; " + (
+            f"it {beside}: give another base" if beside else f"merge it with its base: python -m minialpaca.merge {folder} OUT"))
     if place is None or (isinstance(base, PretrainConfig) and checkpoint.read_state(place).get("step") == 0):
         raise UserError(f"{folder}: its {which!r} weights are untrained yet; let train.py reach an evaluation, or set "
                         "base.weights=random to start from nothing")
@@ -298,7 +299,7 @@ def refuse_unfit(model: nn.Module | Adapter, place: Path, tokenizer_sha256: str)
 def _refuse_other_adapter(place: Path, adapter: Adapter) -> None:
     saved, facts = checkpoint.read_state(place), adapter.facts()
     if saved.get("base") != facts["base"]:
-        raise UserError(f"{place}: is an adapter for another base than the weights that base.run and base.weights name; "
+        raise UserError(f"{place}: is an adapter for another base than this one (in a run: what base.run and base.weights name); "
                         "give it the base that it was trained on")
     if saved.get("adapter") != facts["adapter"]:
         raise UserError(f"{place}: was trained with other settings of [adapter] than the {CONFIG} of its run folder; put those back")

@@ -66,13 +66,13 @@ class AdapterConfig:
     layers: str = ":"
     """All but prompt: which layers, as a slice: `:` all, `-2:` the last two, `1:3` the second and third. `freeze` trains these whole (`0:0`: none, only what `also` names and a classifier's new heads); the others are put into these."""
     targets: tuple[str, ...] = ()
-    """bitfit, lora, dora, adalora, ia3: the Linears, by the end of their names (q_proj, mlp.up_proj, lm_head); where empty, those of the method's paper."""
+    """bitfit, lora, dora, adalora, ia3: the Linears, by the end of their names (q_proj, mlp.up_proj, lm_head); where empty, those that its paper changes."""
     also: tuple[str, ...] = ()
     """All: what is trained whole besides, in all layers: `embedding`, `norm`, `bias`, `head`; a classifier's new heads always are."""
     rank: int = 8
     """lora, dora, adalora: r, the rank that a change of a matrix begins with."""
     alpha: float = 16.0
-    """lora, dora, adalora: α of the scale α/r."""
+    """lora, dora, adalora: α of the scale α/r, or α/√r."""
     rank_stabilised: bool = False
     """lora, dora: the scale is α/√r instead."""
     dropout: float = 0.0
@@ -80,7 +80,7 @@ class AdapterConfig:
     bottleneck: int = 16
     """houlsby: the width m between the two projections."""
     placement: str = "both"
-    """houlsby: after `both` sub-layers (Houlsby et al. 2019), or after the `mlp` alone (Pfeiffer et al. 2021)."""
+    """houlsby: after `both` sub-layers (Houlsby et al. 2019), or after the `mlp` alone (Pfeiffer et al. 2021), which trains no norms besides."""
     length: int = 8
     """prefix, prompt: how many virtual tokens stand before the text."""
     target_rank: float = 4.0
@@ -102,8 +102,8 @@ class AdapterConfig:
         check(self, {
             "method": (self.method in ADAPTERS, f"use {', '.join(ADAPTERS[:-1])} or {ADAPTERS[-1]}"),
             "layers": (bool(re.fullmatch(r"(-?\d{1,4})?:(-?\d{1,4})?", self.layers)), "write a slice, such as : or -2: or 1:3"),
-            "targets": (all(t.strip() for t in self.targets), "one of them is blank"),
-            "also": (set(self.also) <= set(ROLES), f"use {', '.join(ROLES)}"),
+            "targets": (all(t.strip() and "," not in t for t in self.targets), """name each by itself, as in ["q_proj", "v_proj"]"""),
+            "also": (set(self.also) <= set(ROLES), f"""use {', '.join(ROLES)}, several as in ["embedding", "head"]"""),
             "rank": (self.rank >= 1, "must be at least 1"),
             "alpha": (0 < self.alpha < math.inf, "must be positive"),
             "dropout": (0 <= self.dropout < 1, "must be at least 0 and below 1"),

@@ -38,7 +38,7 @@ def lora_scale(alpha: float, rank: int, rank_stabilised: bool) -> float:
 def row_norms(W_OI: Tensor) -> Tensor:
     """‖W‖_c = √(Σ_i W_oi²) of what leads to each output o, as (O,)   [dora.norm]
 
-    Liu et al. 2024 call it column-wise, their matrices standing on the other side; as their program has it.
+    Liu et al. 2024 write m (1, I), one length for each column, which would be each input; their program has one for each output.
     """
     return torch.linalg.vector_norm(W_OI, dim=1)
 
@@ -105,15 +105,19 @@ class DoRALinear(LoRALinear):
 
 
 class LoRA(Adapter):
-    """Query and value projections, where nothing else is asked for (Hu et al. 2022, §4.2)."""
+    """Query and value projections, where nothing else is asked for (Hu et al. 2022, §5.1)."""
 
     layer: type[LoRALinear] = LoRALinear
+    otherwise = ("q_proj", "v_proj")
 
     def modules(self) -> Iterator[tuple[Site, Wrapper]]:
-        for place in self.linears(("q_proj", "v_proj")):
+        for place in self.linears(self.otherwise):
             refuse_rank(self.cfg.rank, place.found, place.path)
             yield place, self.layer(place.found, self.cfg, self.generator)
 
 
 class DoRA(LoRA):
+    """Query, key, value, up and down projections, where nothing else is asked for (Liu et al. 2024, §5.1, of a Llama)."""
+
     layer = DoRALinear
+    otherwise = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")

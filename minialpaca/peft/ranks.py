@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from minialpaca.log import RunLog, markdown
+from minialpaca.log import RunLog, markdown, table
 from minialpaca.observe import colour
 from minialpaca.peft.adalora import AdaLoRA
 from minialpaca.peft.sites import LAYER
@@ -49,9 +49,19 @@ def sides(grid: Grid) -> tuple[list[str], list[str]]:
     return tuple(list(dict.fromkeys(names)) for names in zip(*grid))
 
 
-def rank_table(grid: Grid) -> str:
+def rank_rows(grid: Grid) -> tuple[list[tuple], tuple[str, ...]]:
     layers, matrices = sides(grid)
-    return markdown([(layer, *(grid.get((layer, matrix), "") for matrix in matrices)) for layer in layers], ("rank", *matrices))
+    return [(layer, *(grid.get((layer, matrix), "") for matrix in matrices)) for layer in layers], ("rank", *matrices)
+
+
+def rank_table(grid: Grid) -> str:
+    """For TensorBoard."""
+    return markdown(*rank_rows(grid))
+
+
+def rank_lines(adapter: AdaLoRA) -> str:
+    """For the terminal: what is left of each matrix."""
+    return table(*rank_rows(ranks(adapter)))
 
 
 def rank_picture(grid: Grid, largest: int) -> np.ndarray:

@@ -49,6 +49,8 @@ def continued(folder: Path, begun: PretrainConfig | FinetuneConfig, settings: Pr
     if not (isinstance(old, dict) and isinstance(changes, list)):  # nothing was trained yet, or by an older minialpaca
         old, changes = of(begun, new["processes"]), []
     changed = {key: f"{key}: {old[key]!r} → {value!r}" for key, value in new.items() if key in old and old[key] != value}
+    if place and new.get("adapter.method", "none") != "none":
+        changed.pop("base.run", None)  # where it lies now; whether it is that base its fingerprint tells
     if not changed:
         return Recipe(new, changes)
     split = place and "recipe" in state and set(changed) <= set(SAME) and examples_a_step(old) == examples_a_step(new)

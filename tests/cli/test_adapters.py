@@ -117,7 +117,8 @@ def test_a_low_rank_change_of_a_tied_head_is_merged_into_a_run_that_is_tied_no_m
     tune(finetune_command, tmp_path / "run", *command("lora", "adapter.targets=lm_head", "optim.lr=0.1"))
     said = module(generate.main, monkeypatch, tmp_path / "run", "Where is Mira?")
     outcome = module(merge.main, monkeypatch, tmp_path / "run", tmp_path / "out")
-    assert outcome.code == 0 and float(outcome.out.split()[-1]) < 1e-5
+    first, second = outcome.out.splitlines()
+    assert outcome.code == 0 and float(first.split()[-1]) < 1e-5 and "embedding and its head are two matrices now" in second
     assert module(generate.main, monkeypatch, tmp_path / "out", "Where is Mira?").out == said.out
     (bare, _), (model, _), (merged, _) = (run.load(folder) for folder in (pretrained, tmp_path / "run", tmp_path / "out"))
     tokens = torch.arange(40).view(2, 20)
@@ -287,6 +288,32 @@ def test_an_adapter_is_no_base_until_it_is_merged(lora, finetune_command, tmp_pa
     assert is_no_run(tmp_path / "next")
 
 
+def test_what_cannot_be_merged_is_not_told_to_be(finetune_command, tmp_path):
+    tune(finetune_command, tmp_path / "ia", *command("prompt"))
+    said = refused(tune(finetune_command, tmp_path / "next", f"base.run={tmp_path / 'ia'}"), "it puts vectors before each text", "give another base")
+    assert "minialpaca.merge" not in said
+
+
+def test_a_base_that_lies_elsewhere_now_is_the_same_base(pretrained, finetune_command, tmp_path, monkeypatch):
+    """What counts is its fingerprint, and the run remembers the new place."""
+    moved = tmp_path / "moved"
+    shutil.copytree(pretrained, moved)
+    straight = tune(finetune_command, tmp_path / "straight", *command("lora"))
+    take = Trainer.take_step
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
+        def failing(trainer):
+            if trainer.state["step"] == 3:
+                raise RuntimeError("power failure")
+            return take(trainer)
+        patch.setattr(Trainer, "take_step", failing)
+        tune(finetune_command, tmp_path / "run", *command("lora", "train.save_every=1"))
+    outcome = tune(finetune_command, tmp_path / "run", *command("lora", "train.save_every=1", f"base.run={moved}"))
+    assert outcome.code == straight.code == 0 and "step 3 of 6, going on" in outcome.out, outcome.err
+    assert run.settings_of(tmp_path / "run").base.run == str(moved)
+    weights = [torch.load(checkpoint.find(tmp_path / name) / "model.pt", weights_only=True) for name in ("run", "straight")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+
+
 @pytest.mark.parametrize(("changes", "said"), [
     (["adapter.method=lora", "adapter.targets=xyz"], "adapter.targets: 'xyz' matches no Linear"),
     (["adapter.method=lora", "adapter.rank=17"], "adapter.rank = 17: layers.0.attn.q_proj is 16 × 16"),
@@ -335,6 +362,14 @@ def test_ranks_are_shown_at_each_evaluation(finetune_command, tmp_path):
     matrices = [name.strip() for name in heads.split("|")[2:-1]]
     told = {f"{row.split('|')[1].strip()}.{matrix}": int(cell) for row in rows for matrix, cell in zip(matrices, row.split("|")[2:])}
     assert told == last and len(last) == 7
+
+
+def test_the_table_is_of_the_ranks_at_the_start_and_the_ranks_at_the_end_are_told(finetune_command, tmp_path):
+    once, again = (tune(finetune_command, tmp_path / "run", *command("adalora")).out for _ in range(2))
+    for said in (once, again):
+        table, ranks = (re.search(rf"^{head}.*\n(.*)\n", said, re.M) for head in ("trained: adalora", r"rank +attn\."))
+        assert table[1].split()[2] == "4"
+        assert ranks[1].split()[0] == "layers.0" and sum(map(int, ranks[1].split()[1:])) == 2 * 7
 
 
 def test_the_difference_that_merging_tells_is_not_dropouts(finetune_command, tmp_path, monkeypatch):

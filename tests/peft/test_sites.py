@@ -44,7 +44,7 @@ def test_roles_alone_are_trained_where_no_layer_is():
 
 
 @pytest.mark.parametrize(("method", "matrices"), [
-    ("lora", ["q_proj", "v_proj"]), ("dora", ["q_proj", "v_proj"]),
+    ("lora", ["q_proj", "v_proj"]), ("dora", ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]),
     ("adalora", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
     ("bitfit", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]), ("ia3", ["k_proj", "v_proj", "down_proj"])])
 def test_where_nothing_is_named_it_is_the_papers_matrices(method, matrices):
