@@ -88,7 +88,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 @functools.cache
 def compiled() -> Callable:
-    """(block, *its arguments) → what it says. Units are dropped as PyTorch would without compiling, in fp32."""
+    """(block, *its arguments) → what it says. Units are dropped as PyTorch would without compiling."""
     return torch.compile(call, dynamic=True, options={"fallback_random": True})
 
 

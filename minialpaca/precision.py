@@ -91,7 +91,7 @@ class Casting(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in SHORT:
+        if function in SHORT and kwargs.get("out") is None:  # else who calls has chosen the dtypes: compiled code, which was cast when it was made
             cast = widened if function is F.scaled_dot_product_attention and _on_cpu(args) else short
             args, kwargs = tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
         return function(*args, **kwargs)

@@ -1,5 +1,6 @@
 """Which dtype where; the loss scale against PyTorch's own; a skipped step moves nothing."""
 
+import math
 import re
 from pathlib import Path
 
@@ -75,6 +76,15 @@ def test_a_cpus_fused_attention_is_computed_in_fp32_whatever_it_is_given(dtype):
     with casting(dtype):
         assert attention(q.double(), k.double(), v.double()).dtype == torch.float64
         assert {t.dtype for t in map(precision.short, (q.float(), k, v))} == {dtype} and precision.short(None) is None
+
+
+def test_what_is_written_into_a_given_tensor_is_computed_in_its_dtype():
+    """So compiled code calls products; cast, they would go to a copy of that tensor, and it would stay what it was."""
+    a, b = torch.randn(2, 3, 5), torch.randn(2, 5, 4)
+    out = torch.full((2, 3, 4), math.nan)
+    with precision.casting(torch.bfloat16):
+        torch.bmm(a, b, out=out)
+    assert torch.equal(out, torch.bmm(a, b))
 
 
 def test_an_inner_dtype_decides_and_an_exception_leaves_nothing_behind():
