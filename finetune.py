@@ -61,9 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
         attack = attack_on(backbone.embed, settings.adversarial, settings.model.tie_embeddings and not labels)
         trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, shown, settings.loss.l2,
                           adapter, attack, recipe)
+        trainer.refuse_unfit()
         if labels:
             classify.keep_labels(folder, task.groups)
-        trainer.refuse_unfit()
         run.keep(folder, settings, tokenizer)
         scripts.show_settings(settings)
 

@@ -39,7 +39,8 @@ from minialpaca.data.texts import Group, text_ids
 from minialpaca.errors import UserError, command
 from minialpaca.heads import Classifier
 from minialpaca.model import Transformer
-from minialpaca.tasks.classification import pooling_of, probabilities, said
+from minialpaca.storage import checkpoint
+from minialpaca.tasks.classification import learned, pooling_of, probabilities, said
 from minialpaca.tokenizer import Tokenizer
 
 LABELS = "labels.json"  # group → its classes in the order of their numbers
@@ -73,21 +74,43 @@ class Labeller:
 
 
 def keep_labels(folder: Path, groups: Sequence[Group]) -> None:
-    """Write labels.json, or refuse to go on with other classes than the folder's."""
-    labels, path = {group.name: list(group.classes) for group in groups}, folder / LABELS
-    if not path.exists():
-        write_whole(path, json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
-    elif json.loads(path.read_text(encoding="utf-8")) != labels:
-        raise UserError(f"{path}: the run has other classes than the training texts have now; take the texts it was "
+    """Write labels.json, also in place of one that is damaged, or refuse to go on with other classes than the run's."""
+    labels, place = {group.name: list(group.classes) for group in groups}, checkpoint.find(folder)
+    known = checkpoint.read_state(place).get("labels", {}).get("classes") if place else None
+    there = read_labels(folder)
+    if (known or there or labels) != labels:
+        raise UserError(f"{folder / LABELS}: the run has other classes than the training texts have now; take the texts it was "
                         "begun with, or choose another run.dir")
+    if there != labels:
+        write_whole(folder / LABELS, json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_labels(folder: Path) -> dict[str, list[str]] | None:
+    """None where the file is missing or damaged."""
+    try:
+        labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(labels, dict) and all(
+        isinstance(names, list) and names and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+        for names in labels.values())
+    return labels if whole else None
 
 
 def read_groups(folder: Path, classes: ClassesConfig) -> list[Group]:
-    try:
-        labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-        return [Group(name, tuple(labels[name]), name in classes.several) for name in classes.labels]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / LABELS}: is missing or damaged; let finetune.py go on with this run once") from None
+    labels = read_labels(folder)
+    if labels is None or not labels.keys() >= set(classes.labels):
+        raise UserError(f"{folder / LABELS}: is missing or damaged; let finetune.py go on with this run once")
+    return [Group(name, tuple(labels[name]), name in classes.several) for name in classes.labels]
+
+
+def refuse_other_labels(folder: Path, place: Path, settings: FinetuneConfig, groups: Sequence[Group]) -> None:
+    """What the numbers of the heads mean stands beside their weights, too."""
+    known, here = checkpoint.read_state(place).get("labels", {}), learned(groups, pooling_of(settings))
+    if known.get("classes", here["classes"]) != here["classes"]:
+        raise UserError(f"{folder / LABELS}: has other classes than the checkpoint has learned; let finetune.py go on with this run once")
+    if known.get("pooling", here["pooling"]) != here["pooling"]:
+        raise UserError(f"{folder / run.CONFIG}: classes.pooling = {here['pooling']!r}, and the checkpoint was trained with {known['pooling']!r}; put that back")
 
 
 def classifier(settings: FinetuneConfig, backbone: Transformer, groups: Sequence[Group]) -> Classifier:
@@ -103,7 +126,9 @@ def load_labeller(folder: str | Path, which: str = "best", device: torch.device 
                         "task.name = classification")
     tokenizer, groups = Tokenizer.load(folder / run.TOKENIZER), read_groups(folder, settings.classes)
     model = classifier(settings, run.build(settings), groups)
-    run.load_trained(model, model.backbone, settings, run.weights_of(folder, which), tokenizer.sha256)
+    place = run.weights_of(folder, which)
+    refuse_other_labels(folder, place, settings, groups)
+    run.load_trained(model, model.backbone, settings, place, tokenizer.sha256)
     return Labeller(model.to(device).eval(), tokenizer, groups)
 
 

@@ -43,8 +43,14 @@ def default_config(name: str) -> Path:
 # ── RUN … --option value ─────────────────────────────────────────────────────────────────────────
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line, and not the usage before it."""
+        raise UserError(f"command line: {message}; {self.prog} --help tells what there is")
+
+
 def parser(name: str, about: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"python -m minialpaca.{name}", description=about.splitlines()[0])
+    return Parser(prog=f"python -m minialpaca.{name}", description=about.splitlines()[0])
 
 
 def add_weights(options: argparse.ArgumentParser) -> None:

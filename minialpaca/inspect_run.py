@@ -50,7 +50,10 @@ def show_run(folder: Path, changes: Sequence[str]) -> None:
           f"{settings.task.name if tuned else settings.objective.name}"
           + (f", adapter {settings.adapter.method}" if tuned and settings.adapter.method != "none" else ""))
     damaged = show_checkpoints(folder)
-    if not damaged and tuned and settings.adapter.method != "none" and checkpoint.find(folder):
+    labels = tuned and settings.task.name == "classification"
+    if not damaged and checkpoint.find(folder) and labels:
+        classify.load_labeller(folder, "last")
+    if not damaged and checkpoint.find(folder) and tuned and settings.adapter.method != "none":
         show_base(folder, settings)
     place = checkpoint.find(folder)
     if place and place not in damaged:
@@ -69,9 +72,7 @@ def told_best(best: float | None) -> str:
 
 def show_base(folder: Path, settings: FinetuneConfig) -> None:
     """An adapter is nothing without its base: that it is there, and the one that it was trained on."""
-    if settings.task.name == "classification":
-        classify.load_labeller(folder, "last", "cpu")
-    else:
+    if settings.task.name != "classification":
         run.load(folder, "last")
     print(f"  base {settings.base.run}, {settings.base.weights}: the one that it was trained on")
 

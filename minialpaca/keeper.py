@@ -51,6 +51,7 @@ class Keeper:
         facts = {**state, "best_by": self.train.best_by, "best_step": self.best_step, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
                  **self.recipe.facts(), "surroundings": determinism.surroundings(self.device, self.spread.n_parts),
                  **({"prompts": self.task.prompts} if self.task.prompts else {}),
+                 **({"labels": self.task.labels} if self.task.labels else {}),
                  **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
                  **(self.saved.facts() if isinstance(self.saved, Adapter) else {})}
         self.saving.start({name: it.state_dict() for name, it in self.held.items()},

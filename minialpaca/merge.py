@@ -57,6 +57,9 @@ def refuse_place(source: Path, out: Path) -> None:
     """The adapter's run stays as it is, and nothing else is written over."""
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out}: is {source} or lies in it, whose adapter stays as it is; name another folder for the merged run")
+    for around in out.absolute().parents:
+        if (around / run.CONFIG).exists():
+            raise UserError(f"{out}: lies in {around}, which is a run, whose files are its own; name another folder for the merged run")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is no folder; name a new one for the merged run")
     if out.is_dir() and any(out.iterdir()):
@@ -75,6 +78,8 @@ def merge(source: Path, out: Path, which: str) -> float:
     tokenizer, place = Tokenizer.load(source / run.TOKENIZER), run.weights_of(source, which)
     backbone = run.build(settings).eval()
     groups = classify.read_groups(source, settings.classes) if settings.task.name == "classification" else None
+    if groups:
+        classify.refuse_other_labels(source, place, settings, groups)
     model = classify.classifier(settings, backbone, groups).eval() if groups else backbone
     run.load_trained(model, backbone, settings, place, tokenizer.sha256)
     model.eval()  # the adapter's own dropout, too

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minialpaca import compiling, determinism, memory, parallel, precision, products
 from minialpaca.adversarial import Attack, Clean, Noted, Passes, View, fault_of
 from minialpaca.config import OptimConfig, TrainConfig
+from minialpaca.config.adapting import LOW_RANK
 from minialpaca.data.batch import Batch
 from minialpaca.data.order import whole
 from minialpaca.duration import batches_of_run, refuse_endless
@@ -337,9 +338,9 @@ class Trainer:
 
     def _diverged(self, step: int, what: str, undone: str) -> UserError:
         lr = learning_rate(self.optim, max(0, step - 1), self.total_steps)
+        strength = ", adapter.alpha" if self.adapter and self.adapter.cfg.method in LOW_RANK else ""
         return UserError(f"step {step}: {what} at learning rate {lr:.3g}; nothing was {undone}, the last good checkpoint is "
-                         f"{self.keeper.last_good()}; lower optim.lr or raise optim.warmup_steps, in "
-                         "another run.dir")
+                         f"{self.keeper.last_good()}; lower optim.lr{strength} or raise optim.warmup_steps, in another run.dir")
 
     # ── between steps ────────────────────────────────────────────────────────────────────────────
 

@@ -13,7 +13,7 @@ from test_resume import assert_equal, metrics
 
 import finetune
 import train
-from minialpaca import chat, classify, generate, merge
+from minialpaca import chat, check, classify, evaluate, generate, merge, run
 from minialpaca.config import FinetuneConfig, load
 from minialpaca.data.splits import split_texts
 from minialpaca.storage import checkpoint
@@ -329,7 +329,7 @@ def test_other_classes_in_an_existing_run_are_refused_and_touch_nothing(command,
     table(source, [(text, mood.upper(), topic) for text, mood, topic in rows(60)])
     refused(tune(command, tmp_path / "run", *changes, "data.test_source=[]"), "another recipe (data.test_source")
     table(tmp_path / "a.csv", rows(60) + [("new", "odd", "food")])
-    refused(tune(command, tmp_path / "run", *changes), "labels.json: the run has other classes than the training texts")
+    refused(tune(command, tmp_path / "run", *changes), "the data are not those that this run began with")
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
@@ -380,3 +380,43 @@ def test_what_a_classifier_never_calls_cannot_be_adapted(command, tmp_path, meth
     pruning = ["adapter.interval=1", "train.steps=12"] if method == "adalora" else []
     refused(tune(command, tmp_path / "run", f"adapter.method={method}", *pruning, change), said)
     assert not (tmp_path / "run").exists()
+
+
+# ── what the numbers of the heads mean ───────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def copied(labelled, tmp_path):
+    shutil.copytree(labelled[0], tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"', b"\xff\xfe\x00", b"[" * 100_000, b'{"mood": ["a", "a"], "topic": ["b"]}', b'{"mood": [1, 2], "topic": ["b"]}',
+                                     b'{"mood": "ab", "topic": ["b"]}', b'{"mood": ["good", "bad"]}', b"[]"],
+                         ids=["empty", "cut", "no text", "deep", "twice", "numbers", "no list", "a group less", "no object"])
+def test_damaged_labels_are_a_line_and_made_anew_by_the_command_that_the_line_names(copied, labelled, monkeypatch, content):
+    right = (labelled[0] / "labels.json").read_bytes()
+    (copied / "labels.json").write_bytes(content)
+    refused(module(classify.main, monkeypatch, copied, "Fine soup."), "labels.json: is missing or damaged; let finetune.py go on with this run once")
+    classify.keep_labels(copied, classify.read_groups(labelled[0], run.settings_of(copied).classes))
+    assert (copied / "labels.json").read_bytes() == right
+    assert module(classify.main, monkeypatch, copied, "Fine soup.").code == 0
+
+
+@pytest.mark.parametrize("asked", [classify.main, check.main, evaluate.main])
+def test_labels_and_pooling_that_the_checkpoint_has_not_learned_are_refused(copied, monkeypatch, asked):
+    labels = json.loads((copied / "labels.json").read_text())
+    (copied / "labels.json").write_text(json.dumps({name: classes[::-1] for name, classes in labels.items()}))
+    arguments = [copied, "Fine soup."] if asked is classify.main else [copied]
+    refused(module(asked, monkeypatch, *arguments), "labels.json: has other classes than the checkpoint has learned")
+    (copied / "labels.json").write_text(json.dumps(labels))
+    toml = (copied / "config.toml").read_text()
+    (copied / "config.toml").write_text(toml.replace('pooling = "auto"', 'pooling = "max"'))
+    refused(module(asked, monkeypatch, *arguments), "classes.pooling = 'max', and the checkpoint was trained with 'last'; put that back")
+
+
+def test_merged_it_is_refused_as_well(command, tmp_path, monkeypatch):
+    tune(command, tmp_path / "run", "adapter.method=lora")
+    (tmp_path / "run" / "labels.json").write_text('{"mood": ["good", "bad"]}')
+    refused(module(merge.main, monkeypatch, tmp_path / "run", tmp_path / "out"), "labels.json: has other classes than the checkpoint has learned")
+    assert not (tmp_path / "out").exists()

@@ -105,7 +105,7 @@ class AdapterConfig:
             "targets": (all(t.strip() and "," not in t for t in self.targets), """name each by itself, as in ["q_proj", "v_proj"]"""),
             "also": (set(self.also) <= set(ROLES), f"""use {', '.join(ROLES)}, several as in ["embedding", "head"]"""),
             "rank": (self.rank >= 1, "must be at least 1"),
-            "alpha": (0 < self.alpha < math.inf, "must be positive"),
+            "alpha": (0 < self.alpha < 1e30, "must be positive, and small enough for fp32: it is the strength of the change"),
             "dropout": (0 <= self.dropout < 1, "must be at least 0 and below 1"),
             "bottleneck": (self.bottleneck >= 1, "must be at least 1"),
             "placement": (self.placement in ("both", "mlp"), "use both or mlp"),
@@ -116,7 +116,7 @@ class AdapterConfig:
             "final_part": (0 <= self.final_part < 1 - self.warmup_part,
                            "must lie in 0 … 1 − adapter.warmup_part, so that there is time to prune"),
             "interval": (self.interval >= 1, "must be at least 1"),
-            "orthogonality": (0 <= self.orthogonality < math.inf, "must not be negative"),
+            "orthogonality": (0 <= self.orthogonality < 1e30, "must not be negative, and small enough for fp32"),
             "sensitivity_decay": (0 < self.sensitivity_decay < 1, "must lie strictly between 0 and 1"),
             "uncertainty_decay": (0 < self.uncertainty_decay < 1, "must lie strictly between 0 and 1"),
         })

@@ -86,7 +86,7 @@ def _convert(value, wanted, key: str, where: str):
         if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
             return tuple(items)
     elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if abs(value) < 2**1023 or value != value else math.inf
+        return float(value) if abs(value) < 2**1023 or value != value else math.inf if value > 0 else -math.inf
     elif type(value) is wanted:
         return value
     kind = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(wanted, "a list of texts")

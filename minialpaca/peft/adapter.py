@@ -196,6 +196,8 @@ class Adapter:
         for name in mine.keys() ^ state.keys():
             raise ValueError(f"{name} is {'missing' if name in mine else 'unknown here'}")
         for name, tensor in mine.items():
+            if kind_of(tensor) != kind_of(state[name]):
+                raise ValueError(f"{name} is {state[name].dtype}, and not {tensor.dtype}")
             if tensor.shape != state[name].shape:
                 raise ValueError(f"{name} is {tuple(state[name].shape)} and not {tuple(tensor.shape)}")
         for name, tensor in mine.items():
@@ -231,7 +233,7 @@ class Adapter:
 
     def _whole(self, theirs: set[int]) -> list[Swap]:
         """A parameter of the adapter's own at every place of each parameter that is trained whole."""
-        chosen = {id(s.found) for s in self.whole() if s.found.requires_grad} | theirs
+        chosen = {id(s.found) for s in self.whole()} | theirs
         copies: dict[int, nn.Parameter] = {}
         swaps = []
         for place, _ in sites.parameters(self.model):
@@ -243,6 +245,11 @@ class Adapter:
 
     def _wrapped(self) -> list[Swap]:
         return [Swap(place, place.found, own) for place, own in self.modules()]
+
+
+def kind_of(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """Floating numbers may be wider or shorter; nothing else may stand in for them."""
+    return tensor.dtype.is_floating_point, tensor.dtype.is_complex, tensor.dtype == torch.bool
 
 
 def own_state(module: nn.Module) -> dict[str, Tensor]:

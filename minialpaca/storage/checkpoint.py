@@ -182,7 +182,7 @@ def read_state(folder: Path) -> dict:
         raise UserError(f"{place}: cannot be read: {reason(error)}; the checkpoint is incomplete") from None
     except (ValueError, RecursionError):
         state = None
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or type(state.get("step", 0)) is not int:
         raise UserError(f"{place}: is no state of a run; the checkpoint is damaged")
     return state
 

@@ -19,6 +19,8 @@ class Task(Protocol):
     """What was made of the training and validation data; a run goes on with the same alone."""
     prompts: str = ""
     """Which prompts stand before its responses, where there are any; a run is asked by the same alone."""
+    labels: dict = {}
+    """Which classes its heads have learned, and of what of a text, where there are any; a run labels with the same alone."""
     measures: tuple[str, ...] = ("val_loss",)
     """What `evaluate` hands back."""
 

@@ -49,7 +49,8 @@ class Classification(Task):
         self.test = examples(splits.test, "test") if splits.test else None
         self.unlabelled = (PlainTexts(unlabelled_texts(settings, splits), tokenizer, context)
                            if settings.adversarial.unlabelled else None)
-        self.loss, self.pooling = settings.loss, pooling_of(settings)
+        self.loss = settings.loss
+        self.labels = learned(self.groups, pooling_of(settings))
         self.tokenizer_sha256, self.seed = tokenizer.sha256, settings.run.seed
         self.data_sha256 = f"{self.train.sha256()} {self.val.sha256()}{f' {self.unlabelled.sha256()}' if self.unlabelled else ''}"
         self.batch_size, self.eval_batches = settings.train.batch_size, settings.train.eval_batches
@@ -90,6 +91,11 @@ class Classification(Task):
             for group, (a, f) in zip(self.groups, marks):
                 measured |= {f"val_accuracy/{group.name}": a, f"val_macro_f1/{group.name}": f}
         return measured
+
+
+def learned(groups: Sequence[Group], pooling: str) -> dict:
+    """For state.json: the classes in the order of their numbers, and what the heads read of a text."""
+    return {"classes": {group.name: list(group.classes) for group in groups}, "pooling": pooling}
 
 
 @torch.no_grad()

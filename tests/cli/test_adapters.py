@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,13 +98,15 @@ def test_a_merged_run_is_not_gone_on_with_and_says_so(lora, tmp_path, monkeypatc
 
 
 def test_a_place_where_nothing_can_be_merged_to_is_named(lora, tmp_path, monkeypatch):
+    base = Path(run.settings_of(lora).base.run)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     before = sorted(lora.rglob("*"))
     for out, said in ((lora, f"{lora}: is {lora} or lies in it"), (lora / "merged", f"{lora / 'merged'}: is {lora} or lies in it"),
                       (lora / ".." / lora.name / "a" / "b", "or lies in it"), (tmp_path / "file", "file: is no folder"),
-                      (tmp_path / "full", "full: holds something already")):
+                      (tmp_path / "full", "full: holds something already"),
+                      (lora.parent / lora.name / "checkpoints" / "x", "or lies in it"), (base / "checkpoints" / "step-000001", f"lies in {base}, which is a run")):
         line = refused(module(merge.main, monkeypatch, lora, out), said, "for the merged run")
         assert "run.dir" not in line
     assert sorted(lora.rglob("*")) == before and [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
@@ -200,6 +203,11 @@ def test_a_base_of_another_shape_is_told_by_what_differs(lora, pretrained, pretr
     (copy / "config.toml").write_text(config.replace(json.dumps(str(pretrained)), json.dumps(str(base))))
     refused(module(chat.main, monkeypatch, copy), f"{base}: is another model than the one that the adapter in {copy} was trained on "
             "(model.d_ff = 40, there ", "give the base that it was trained on")
+
+
+def test_an_option_that_merge_does_not_know_is_one_line(lora, tmp_path, monkeypatch):
+    refused(module(merge.main, monkeypatch, lora, tmp_path / "out", "--checkpoint", "worst"), "command line: argument --checkpoint: invalid choice: 'worst'",
+            "--help tells what there is")
 
 
 def test_numbers_that_are_not_finite_are_not_merged(lora, tmp_path, monkeypatch):
@@ -318,6 +326,10 @@ def test_a_base_that_lies_elsewhere_now_is_the_same_base(pretrained, finetune_co
     (["adapter.method=lora", "adapter.targets=xyz"], "adapter.targets: 'xyz' matches no Linear"),
     (["adapter.method=lora", "adapter.rank=17"], "adapter.rank = 17: layers.0.attn.q_proj is 16 × 16"),
     (["adapter.method=lora", "adapter.alpha=0"], "adapter.alpha = 0.0: must be positive"),
+    (["adapter.method=lora", "adapter.alpha=-inf"], "adapter.alpha = -inf: must be positive"),
+    (["adapter.method=lora", "adapter.alpha=1e39"], "adapter.alpha = 1e+39: must be positive, and small enough for fp32"),
+    (["adapter.method=lora", "adapter.also=embedding,head"], """use embedding, norm, bias, head, several as in ["embedding", "head"]"""),
+    (["adapter.method=lora", "adapter.targets=q_proj,v_proj"], """name each by itself, as in ["q_proj", "v_proj"]"""),
     (["adapter.method=lora", "adapter.layers=5:"], "names none of the layers 0 … 0"),
     (["adapter.method=adalora"], "of 6 steps"),
     (["adapter.method=adalora", "adapter.rank=2"], "adapter.target_rank = 4.0: must be positive and at most"),

@@ -203,7 +203,7 @@ of("peft.houlsby:Houlsby.modules", "peft/test_sites.py::test_a_bottleneck_stands
    ('("attn", "mlp") if', '("mlp",) if'))
 
 of("peft.lora:LoRA.modules", "peft/test_sites.py::test_where_nothing_is_named_it_is_the_papers_matrices",
-   ('("q_proj", "v_proj")', '("q_proj", "k_proj")'))
+   ("self.otherwise", '("q_proj", "k_proj")'))
 
 of("peft.adalora:AdaLoRALinear.__init__",
    "peft/test_formulas.py::test_adaloras_columns_and_rows_begin_near_length_one_and_its_lambdas_at_zero",

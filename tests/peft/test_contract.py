@@ -279,6 +279,26 @@ def test_several_under_names_share_one_base_and_change_copies_nothing():
     assert len({tuple(logits.flatten().tolist()) for logits in said.values()}) == len(adapters)
 
 
+@pytest.mark.parametrize(("cfg", "trained"), [(AdapterConfig("lora", also=("norm",)), "norm"), (AdapterConfig("houlsby"), "norm"),
+                                              (AdapterConfig("freeze", layers="-1:"), "layers.1.")])
+def test_on_a_model_that_was_frozen_for_inference_as_much_is_trained(cfg, trained):
+    one, other = tiny.model(n_layers=2), tiny.model(n_layers=2).requires_grad_(False)
+    names = [list(apply(model, cfg).trained()) for model in (one, other)]
+    assert names[0] == names[1] and any(trained in name for name in names[0])
+    assert all(p.requires_grad for p in active(other).trained().values())
+
+
+def test_a_number_of_another_kind_is_no_weight():
+    adapter = apply(tiny.model(), AdapterConfig("lora"))
+    before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+    for dtype in (torch.int8, torch.complex64, torch.bool):
+        name = list(before)[-1]
+        with pytest.raises(ValueError, match=f"{name} is {dtype}, and not torch.float32"):
+            adapter.load_state_dict({**before, name: before[name].to(dtype)})
+    adapter.load_state_dict({name: tensor.double() for name, tensor in before.items()})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.state_dict().items())
+
+
 def test_an_adapter_that_is_out_is_not_merged_and_none_goes_into_another_model():
     """Merged all the same, it would stand in a model that knows nothing of it."""
     one, other = tiny.model(), tiny.model()

@@ -315,6 +315,13 @@ def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path):
     assert value_of(tmp_path) == 1
 
 
+def test_a_step_that_is_no_number_is_no_state(tmp_path):
+    place = save(tmp_path, 1)
+    (place / "state.json").write_text('{"step": "1"}')
+    with pytest.raises(UserError, match="state.json: is no state of a run"):
+        checkpoint.read_state(place)
+
+
 def test_a_copy_beside_the_checkpoints_is_not_cleaned_away(tmp_path):
     place = save(tmp_path, 1)
     copy = place.with_name("step-000001-before-change")
