@@ -305,7 +305,7 @@ def _refuse_other_adapter(place: Path, adapter: Adapter) -> None:
         raise UserError(f"{place}: was trained with other settings of [adapter] than the {CONFIG} of its run folder; put those back")
 
 
-def _refuse_other_tokenizer(place: Path, sha256: str, other: str = f"the {TOKENIZER} of its run folder") -> None:
+def _refuse_other_tokenizer(place: Path, sha256: str, other: str = f"the {TOKENIZER} of its run folder; put that one back") -> None:
     if checkpoint.read_state(place).get("tokenizer") != sha256:
         raise UserError(f"{place}: was trained with another tokenizer than {other}")
 

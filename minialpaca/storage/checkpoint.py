@@ -33,6 +33,7 @@ FOLDER, TEMPORARY, ASIDE, MANIFEST = "checkpoints", ".writing-", ".replaced-", "
 STEMS, STATE = ("model", "optimizer"), "state.json"
 NAME, PART = re.compile(r"step-\d{6,18}"), re.compile(r"-\d{1,6}-of-(\d{1,6})\.pt")
 MENDING = "delete it, and training goes on from the newest whole checkpoint"
+MEND = "put a copy of it back, or delete its folder to go on from an earlier one"
 
 
 def save(run: Path, step: int, tensors: dict[str, dict], state: dict, best: bool, keep: int = 1,
@@ -153,15 +154,15 @@ def verify(folder: Path) -> None:
     files = listed(folder)
     lacking = [f"{stem}.pt" for stem in STEMS if not files_of(stem, files)] + [STATE] * (STATE not in files)
     if lacking:
-        raise UserError(f"{folder / MANIFEST}: lists no {lacking[0]}; the checkpoint is damaged")
+        raise UserError(f"{folder / MANIFEST}: lists no {lacking[0]}; the checkpoint is damaged; {MEND}")
     try:
         for name, facts in files.items():
             if _facts(folder / Path(name).name) != facts:
-                raise UserError(f"{folder / name}: differs from the checkpoint's manifest; it was changed or damaged")
+                raise UserError(f"{folder / name}: differs from the checkpoint's manifest; it was changed or damaged; {MEND}")
     except OSError as error:
-        raise UserError(f"{folder}: the checkpoint is incomplete: {error.filename}: {reason(error)}") from None
+        raise UserError(f"{folder}: the checkpoint is incomplete: {error.filename}: {reason(error)}; {MEND}") from None
     except ValueError:  # a name with a NUL
-        raise UserError(f"{folder / MANIFEST}: is no manifest; the checkpoint is damaged") from None
+        raise UserError(f"{folder / MANIFEST}: is no manifest; the checkpoint is damaged; {MEND}") from None
 
 
 def listed(folder: Path) -> dict[str, dict]:
@@ -169,9 +170,9 @@ def listed(folder: Path) -> dict[str, dict]:
     try:
         return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     except OSError as error:
-        raise UserError(f"{folder}: the checkpoint is incomplete: {error.filename}: {reason(error)}") from None
+        raise UserError(f"{folder}: the checkpoint is incomplete: {error.filename}: {reason(error)}; {MEND}") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{folder / MANIFEST}: is no manifest; the checkpoint is damaged") from None
+        raise UserError(f"{folder / MANIFEST}: is no manifest; the checkpoint is damaged; {MEND}") from None
 
 
 def read_state(folder: Path) -> dict:
@@ -179,11 +180,11 @@ def read_state(folder: Path) -> dict:
     try:
         state = json.loads(place.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{place}: cannot be read: {reason(error)}; the checkpoint is incomplete") from None
+        raise UserError(f"{place}: cannot be read: {reason(error)}; the checkpoint is incomplete; {MEND}") from None
     except (ValueError, RecursionError):
         state = None
     if not isinstance(state, dict) or type(state.get("step", 0)) is not int:
-        raise UserError(f"{place}: is no state of a run; the checkpoint is damaged")
+        raise UserError(f"{place}: is no state of a run; the checkpoint is damaged; {MEND}")
     return state
 
 
@@ -205,7 +206,7 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     try:
         return joined([_load(folder / name) for name in names])
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError):
-        raise UserError(f"{folder / names[0]}: does not fit {', '.join(names[1:])}; the checkpoint is damaged") from None
+        raise UserError(f"{folder / names[0]}: does not fit {', '.join(names[1:])}; the checkpoint is damaged; {MEND}") from None
 
 
 def _load(place: Path) -> dict:
