@@ -23,7 +23,7 @@ from test_equations import citations
 # A small pytest: no shared fixtures (a test that needs a tiny run is not quick), and no plugin that would hook the
 # process a second time.
 PLAIN = [f"--rootdir={ROOT}", "--noconftest", "--no-header", *(
-    f"-pno:{plugin}" for plugin in ("cacheprovider", "faulthandler", "threadexception", "unraisableexception"))]
+    f"-pno:{plugin}" for plugin in ("cacheprovider", "hypothesispytest", "xdist", "faulthandler", "threadexception", "unraisableexception"))]
 
 
 def function_of(place: str) -> types.FunctionType:
