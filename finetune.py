@@ -120,10 +120,10 @@ def mark(model: Transformer, tokenizer: Tokenizer, task: Instruction, folder: Pa
 # ── a classifier ─────────────────────────────────────────────────────────────────────────────────
 
 
-def show_labels(settings: FinetuneConfig, task: Classification, folder: Path, best: float,
+def show_labels(settings: FinetuneConfig, task: Classification, folder: Path, best: float | None,
                 device: torch.device) -> None:
     """What the best weights say of the test split, or where there is none, of the validation split."""
-    print(f"\nbest {settings.train.best_by} {best:.4f}")
+    print(f"\nbest {settings.train.best_by} {'not measured yet' if best is None else f'{best:.4f}'}")
     labeller = classify.load_labeller(folder, "best", device)
     split, examples = ("test", task.test) if task.test else ("validation", task.val)
     judged = judge(labeller.model, examples, device, settings.train.batch_size)

@@ -103,13 +103,13 @@ def prepared_pretraining(settings: PretrainConfig, scratch: Path) -> tuple[Pretr
     exists = run.holds_run(folder, settings.run.resume)
     tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
     settings = with_vocabulary(settings, tokenizer)
-    run.refuse_other_recipe(folder, settings, tokenizer)
+    recipe = run.refuse_other_recipe(folder, settings, tokenizer)
     documents = sum(ends for _, ends in corpus.parts(settings.data, settings.data.source))
     task, model = TASKS[settings.objective.name](settings, tokenizer, scratch / "tokens"), run.build(settings, device)
     print(f"data: {documents:,} documents, {n_bytes:,} bytes, {len(task.train):,} training tokens, {len(task.val):,} held out; "
           f"{task.windows.n:,} windows of {task.windows.context} tokens, none truncated")
     attack = attack_on(model.embed, settings.adversarial, settings.model.tie_embeddings)
-    trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, l2=settings.loss.l2, attack=attack)
+    trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, l2=settings.loss.l2, attack=attack, recipe=recipe)
     return settings, trainer, verdict(folder, trainer)
 
 
@@ -120,7 +120,7 @@ def prepared_tuning(settings: FinetuneConfig) -> tuple[FinetuneConfig, Trainer, 
     tokenizer = Tokenizer.load(Path(settings.base.run) / run.TOKENIZER)
     refuse_other_world(settings, base_settings)
     run.holds_run(folder, settings.run.resume)
-    run.refuse_other_recipe(folder, settings, tokenizer)
+    recipe = run.refuse_other_recipe(folder, settings, tokenizer)
     labels = settings.task.name == "classification"
     task = Classification(settings, tokenizer) if labels else Instruction(settings, tokenizer)
     print("training texts by length in tokens:\n" + histogram(task.train.buckets.lengths))
@@ -129,7 +129,7 @@ def prepared_tuning(settings: FinetuneConfig) -> tuple[FinetuneConfig, Trainer, 
     adapter = run.adapted(model, backbone, settings)
     attack = attack_on(backbone.embed, settings.adversarial, settings.model.tie_embeddings and not labels)
     trainer = Trainer(model, task, settings.optim, settings.train, settings.run.seed, folder, l2=settings.loss.l2, adapter=adapter,
-                      attack=attack)
+                      attack=attack, recipe=recipe)
     return settings, trainer, verdict(folder, trainer)
 
 

@@ -14,12 +14,11 @@ def asked() -> argparse.Namespace:
     options.add_argument("run", help="the folder of a finetune.py run")
     options.add_argument("rows", nargs="*", help="files of rows with right answers, or of labelled texts; the run's own test split where left out")
     commandline.add_weights(options)
-    return options.parse_args()
+    return options.parse_intermixed_args()  # files may stand behind options
 
 
 commandline.early(__name__, asked)
 
-import dataclasses
 import json
 import sys
 from collections import defaultdict
@@ -30,9 +29,11 @@ import torch
 
 from minialpaca import classify, run
 from minialpaca.config import FinetuneConfig
+from minialpaca.data.classes import read_texts
 from minialpaca.data.files import write_whole
 from minialpaca.data.instructions import prompt_ids
-from minialpaca.data.rows import Row
+from minialpaca.data.rows import Row, read_rows
+from minialpaca.data.texts import TextExamples, refuse_unknown
 from minialpaca.errors import UserError, command
 from minialpaca.generate import answer_all
 from minialpaca.log import table
@@ -93,25 +94,26 @@ def main() -> None:
     settings = run.settings_of(folder)
     if not isinstance(settings, FinetuneConfig):
         raise UserError(f"{folder}: was pretrained and has learned neither to answer nor to label; give the run.dir of a finetune.py run")
-    if args.rows:
-        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, test_source=tuple(args.rows)))
     told = told_labels if settings.task.name == "classification" else told_answers
-    print(told(settings, folder, args.checkpoint, device))
+    print(told(settings, folder, args.rows, args.checkpoint, device))
 
 
-def told_answers(settings: FinetuneConfig, folder: Path, which: str, device: torch.device) -> str:
+def told_answers(settings: FinetuneConfig, folder: Path, files: list[str], which: str, device: torch.device) -> str:
     model, tokenizer = run.load(folder, which, device)
-    rows = test_split(Instruction(settings, tokenizer).test_rows, folder)
+    rows = read_rows(files) if files else test_split(Instruction(settings, tokenizer).test_rows, folder)
     return marks_table(exact_match(rows, answer_rows(model, tokenizer, rows)))
 
 
-def told_labels(settings: FinetuneConfig, folder: Path, which: str, device: torch.device) -> str:
+def told_labels(settings: FinetuneConfig, folder: Path, files: list[str], which: str, device: torch.device) -> str:
     labeller = classify.load_labeller(folder, which, device)
-    task = Classification(settings, labeller.tokenizer)
-    if [group.classes for group in task.groups] != [group.classes for group in labeller.groups]:
-        raise UserError(f"{folder}: its training texts have other classes now than those that it learned; put them back")
-    judged = judge(labeller.model, test_split(task.test, folder), device, settings.train.batch_size)
-    return "\n\n".join(class_table(group, right, said, "test") for group, (right, said) in zip(task.groups, truths(task.test, judged)))
+    if files:
+        texts = read_texts(files, settings.classes)
+        refuse_unknown(texts, labeller.groups, "test")
+        examples = TextExamples(texts, labeller.groups, labeller.tokenizer, settings.model.max_seq_len, settings.classes.over_long, "test")
+    else:
+        examples = test_split(Classification(settings, labeller.tokenizer).test, folder)
+    judged = judge(labeller.model, examples, device, settings.train.batch_size)
+    return "\n\n".join(class_table(group, right, said, "test") for group, (right, said) in zip(labeller.groups, truths(examples, judged)))
 
 
 def test_split(rows, folder: Path):

@@ -32,7 +32,8 @@ def verdict(folder: Path, trainer: Trainer) -> str:
         return "would begin a fresh run" + ("" if folder.exists() else " (the folder is not there yet)")
     place = checkpoint.find(folder)
     if place is None:
-        return "would begin anew: the run has no checkpoint yet"
+        return "would go on from its newest whole checkpoint: the pointer `last` is lost" if checkpoint.steps(folder) else \
+            "would begin anew: the run has no checkpoint yet"
     trainer.refuse_unfit()
     state = trainer.keeper.counters(checkpoint.read_state(place), trainer.state)
     if state["stopped_early"] or state["step"] >= trainer.total_steps:

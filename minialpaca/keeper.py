@@ -23,13 +23,14 @@ class Keeper:
 
     def __init__(self, folder: Path, train: TrainConfig, task: Task, saved: nn.Module | Adapter,
                  optimizer: torch.optim.Optimizer, scaler: LossScaler | None, recipe: Recipe, device: torch.device,
-                 spread: Copies):
+                 spread: Copies, examples: int):
         self.folder, self.train, self.task, self.saved = folder, train, task, saved
         self.optimizer, self.scaler, self.recipe, self.device = optimizer, scaler, recipe, device
         self.held = {"model": spread.held(saved), "optimizer": spread.held(optimizer)}  # of this process
         self.crew, self.spread = spread.crew(), spread
         self.saving = Background()
         self.best_step: int | None = None  # where `best` points
+        self.examples = examples  # from the first step to the last
 
     def refuse_little_room(self) -> None:
         """Two checkpoints lie side by side when the second is written; where one is there already, one more."""
@@ -49,7 +50,7 @@ class Keeper:
         """What is now; written beside the steps to come, and in full before the next is begun."""
         self.best_step = state["step"] if improved else self.best_step
         facts = {**state, "best_by": self.train.best_by, "best_step": self.best_step, "tokenizer": self.task.tokenizer_sha256, "data": self.task.data_sha256,
-                 **self.recipe.facts(), "surroundings": determinism.surroundings(self.device, self.spread.n_parts),
+                 **self.recipe.facts(self.examples), "surroundings": determinism.surroundings(self.device, self.spread.n_parts),
                  **({"prompts": self.task.prompts} if self.task.prompts else {}),
                  **({"labels": self.task.labels} if self.task.labels else {}),
                  **({"scaler": self.scaler.state_dict()} if self.scaler else {}),

@@ -87,7 +87,7 @@ class Trainer:
             fsdp.refuse(attack, self.device)
         refuse_endless(train, optim, task.batches_per_epoch())
         self.a_step = train.accumulation * parallel.size()  # micro-batches, of all processes
-        self.total_batches = batches_of_run(train, task.batches_per_epoch(), self.a_step)
+        self.total_batches = recipe.batches_left_as_they_were(train) or batches_of_run(train, task.batches_per_epoch(), self.a_step)
         self.total_steps = math.ceil(self.total_batches / self.a_step)
         if adapter:
             adapter.refuse_patience(train.patience)
@@ -104,7 +104,7 @@ class Trainer:
         """Everything that holds on to parameters."""
         self.spread, self.optimizer = spread, build_adamw(self.model, self.optim)
         self.keeper = Keeper(self.folder, self.train, self.task, self.adapter or self.model, self.optimizer, self.scaler, self.recipe,
-                             self.device, spread)
+                             self.device, spread, self.total_batches * self.train.batch_size)
 
     def share(self) -> None:
         """With train.parallel = fsdp, where there are several processes, each keeps its part of the model from here on.
@@ -140,6 +140,8 @@ class Trainer:
             with contextlib.closing(self.log), self.keeper.saving:
                 if self.recipe.now:
                     self.log.note(self.recipe.now)
+                    if place and self._done() and self.spread.saves:  # no step will do it
+                        self.keeper.save(self.state, improved=False)
                 if self.train.deterministic and not self._done():
                     determinism.try_out(self._next_backward, self.model.parameters())
                 if self.state["step"] == 0:
@@ -364,7 +366,7 @@ class Trainer:
         if saved and self.spread.saves:
             self.log.flush()
             self.keeper.save(self.state, improved)
-        if stopping:
+        if stopping or self._done() and self._asked_to_stop():  # or after that question, while the last evaluation went on
             self.keeper.saving.join()
             raise Stopped(f"stopped after step {step:,} of {self.total_steps:,}, which is saved; the same command "
                           f"{'shows its results' if self._done() else 'goes on from there'}")

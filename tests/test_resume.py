@@ -16,7 +16,7 @@ from minialpaca.storage import checkpoint
 
 # Runs a script and dies by SIGKILL: at the `number`-th line of the log, or at the `number`-th file synced.
 DYING = """
-import os, signal, sys
+import os, signal, sys, time
 script, moment, number, *arguments = sys.argv[1:]
 from minialpaca import log
 from minialpaca.storage import checkpoint
@@ -28,6 +28,7 @@ def dying(real, left=[int(number)]):
         result = real(*args)
         left[0] -= 1
         if left[0] == 0:
+            time.sleep(0.5 * (moment == "log"))  # on a busy machine, too, what is saved beside the steps is there by then
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     return call

@@ -165,6 +165,17 @@ def verify(folder: Path) -> None:
         raise UserError(f"{folder / MANIFEST}: is no manifest; the checkpoint is damaged; {MEND}") from None
 
 
+def is_count(value) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+COUNTERS = {  # of state.json, and what they may be
+    "step": is_count, "evaluations_without_gain": is_count, "examples": is_count, "best_step": lambda value: value is None or is_count(value),
+    "stopped_early": lambda value: type(value) is bool,
+    "best": lambda value: value is None or type(value) in (int, float) and value == value,
+}
+
+
 def listed(folder: Path) -> dict[str, dict]:
     """The files of a checkpoint, as its manifest has them; a file beside these is none of it."""
     try:
@@ -183,7 +194,7 @@ def read_state(folder: Path) -> dict:
         raise UserError(f"{place}: cannot be read: {reason(error)}; the checkpoint is incomplete; {MEND}") from None
     except (ValueError, RecursionError):
         state = None
-    if not isinstance(state, dict) or type(state.get("step", 0)) is not int:
+    if not isinstance(state, dict) or not all(is_right(state[key]) for key, is_right in COUNTERS.items() if key in state):
         raise UserError(f"{place}: is no state of a run; the checkpoint is damaged; {MEND}")
     return state
 
@@ -212,8 +223,8 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
 def _load(place: Path) -> dict:
     try:
         return torch.load(place, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for a file that is no checkpoint
-        raise UserError(f"{place}: cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0][:200]}") from None
+    except Exception:  # torch raises half a dozen kinds for a file that is no checkpoint, and advises what must not be done
+        raise UserError(f"{place}: cannot be loaded: it is damaged, or holds something else than tensors; {MEND}") from None
 
 
 def restore(folder: Path, stem: str, into: nn.Module | torch.optim.Optimizer, part: Callable[[dict], dict] = dict) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from minialpaca import parallel
-from minialpaca.config import FinetuneConfig, PretrainConfig
+from minialpaca.config import FinetuneConfig, PretrainConfig, TrainConfig
 from minialpaca.errors import UserError
 from minialpaca.storage import checkpoint
 
@@ -25,10 +25,15 @@ class Recipe:
     values: dict = field(default_factory=dict)
     changes: list[dict] = field(default_factory=list)  # of earlier continuations, and of this one at the end
     now: dict | None = None  # this one
+    examples: int = 0  # of the whole run, where a number of epochs says how many; an epoch's last batch is smaller, whatever the size of the others
 
-    def facts(self) -> dict:
+    def facts(self, examples: int) -> dict:
         """For state.json."""
-        return {"recipe": self.values, "changes": self.changes} if self.values else {}
+        return {"recipe": self.values, "changes": self.changes, "examples": examples} if self.values else {}
+
+    def batches_left_as_they_were(self, train: TrainConfig) -> int:
+        """A run by epochs is as long as it began, however its steps are split; 0 where nothing says so."""
+        return 0 if train.steps else -(-self.examples // train.batch_size)
 
 
 def of(settings: PretrainConfig | FinetuneConfig, processes: int) -> dict:
@@ -48,11 +53,12 @@ def continued(folder: Path, begun: PretrainConfig | FinetuneConfig, settings: Pr
     old, changes = state.get("recipe"), state.get("changes", [])
     if not (isinstance(old, dict) and isinstance(changes, list)):  # nothing was trained yet, or by an older minialpaca
         old, changes = of(begun, new["processes"]), []
+    examples = state.get("examples", 0) if old.get("train.epochs") == new["train.epochs"] and not old.get("train.steps") else 0
     changed = {key: f"{key}: {old[key]!r} → {value!r}" for key, value in new.items() if key in old and old[key] != value}
     if place and new.get("adapter.method", "none") != "none":
         changed.pop("base.run", None)  # where it lies now; whether it is that base its fingerprint tells
     if not changed:
-        return Recipe(new, changes)
+        return Recipe(new, changes, examples=examples)
     split = place and "recipe" in state and set(changed) <= set(SAME) and examples_a_step(old) == examples_a_step(new)
     if not split:
         _refuse(folder, changed, settings.run.allow_change)
@@ -60,7 +66,7 @@ def continued(folder: Path, begun: PretrainConfig | FinetuneConfig, settings: Pr
            "note": _of_split(old, new, settings) if split else "asked for by run.allow_change: from here on it is another recipe"
                    + ("" if examples_a_step(old) == examples_a_step(new) else ", and the data go on elsewhere: some examples "
                       "come twice in this epoch or not at all")}
-    return Recipe(new, [*changes, now], now)
+    return Recipe(new, [*changes, now], now, examples)
 
 
 def examples_a_step(recipe: dict) -> int | None:

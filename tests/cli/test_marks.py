@@ -24,10 +24,11 @@ def test_an_assistant_is_marked_as_at_the_end_of_its_tuning(assistant, monkeypat
     assert outcome.code == 0 and told == marks and marks["all"][1] == 40
 
 
-def test_other_rows_are_marked_instead(assistant, tmp_path, monkeypatch):
+def test_other_rows_are_marked_instead_and_need_nothing_of_the_runs_data(assistant, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "Instruction", None)
     rows = [{"instruction": "How many ropes?", "input": "", "output": "x", "kind": "mine"}] * 3
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    outcome = module(evaluate.main, monkeypatch, assistant, tmp_path / "rows.json")
+    outcome = module(evaluate.main, monkeypatch, assistant, "--checkpoint", "last", tmp_path / "rows.json")
     assert outcome.out.splitlines()[-2].split()[:3] == ["mine", "0", "3"], outcome.err
 
 
@@ -41,6 +42,9 @@ def test_a_classifier_tells_its_classes(tmp_path, finetune_command, monkeypatch)
     refused(module(evaluate.main, monkeypatch, tmp_path / "run"), "its data have no test split; name a file with rows")
     (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, [{"text": "A lovely inn.", "label": "good"}, {"text": "Cold soup.", "label": "bad"}])))
     told = module(evaluate.main, monkeypatch, tmp_path / "run", tmp_path / "other.jsonl")
+    assert module(evaluate.main, monkeypatch, tmp_path / "run", tmp_path / "texts.jsonl").code == 0  # what it was trained on, too
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"text": "Soup.", "label": "odd"}))
+    refused(module(evaluate.main, monkeypatch, tmp_path / "run", tmp_path / "odd.jsonl"), "odd")
     assert told.code == 0 and "accuracy" in told.out and [line.split()[0] for line in told.out.splitlines() if line.split()[0] in ("good", "bad")] == ["bad", "good"]
 
 

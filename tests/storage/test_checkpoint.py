@@ -317,9 +317,11 @@ def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path):
 
 def test_a_step_that_is_no_number_is_no_state(tmp_path):
     place = save(tmp_path, 1)
-    (place / "state.json").write_text('{"step": "1"}')
-    with pytest.raises(UserError, match="state.json: is no state of a run"):
-        checkpoint.read_state(place)
+    for state in ('{"step": "1"}', '{"step": -3}', '{"step": 1%s}' % ("0" * 20), '{"step": 1, "best": "x"}', '{"step": 1, "best": NaN}', '{"step": 1, "best": [1]}',
+                  '{"step": 1, "best_step": "x"}', '{"step": 1, "evaluations_without_gain": null}', '{"step": true}'):
+        (place / "state.json").write_text(state)
+        with pytest.raises(UserError, match="state.json: is no state of a run"):
+            checkpoint.read_state(place)
 
 
 def test_a_copy_beside_the_checkpoints_is_not_cleaned_away(tmp_path):

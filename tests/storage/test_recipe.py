@@ -76,6 +76,29 @@ def test_as_many_examples_a_step_may_be_split_otherwise_and_it_is_recorded(begun
     assert len(json_lines(folder / "metrics.jsonl")) == 10
 
 
+@pytest.mark.parametrize("size, times", [(8, 1), (1, 8)])
+def test_a_run_by_epochs_is_as_long_as_it_began_however_it_is_split(pretrain_command, tmp_path, monkeypatch, size, times):
+    """An epoch's last batch is smaller than the others, and how much smaller depends on them."""
+    command = [*pretrain_command, f"run.dir={tmp_path / 'run'}", "train.steps=0", "train.epochs=0.7", "train.save_every=1", "train.eval_batches=1", "samples.count=0"]
+    whole = in_process(train.main, [*command, f"run.dir={tmp_path / 'whole'}", "train.batch_size=4", "train.accumulation=2"])
+    assert whole.code == 0, whole.err
+    stopped_at(monkeypatch, 2, train.main, [*command, "train.batch_size=4", "train.accumulation=2"])
+    for changes in ([f"train.batch_size={size}", f"train.accumulation={times}"],) * 2:  # and the second time nothing has changed
+        assert in_process(train.main, [*command, *changes]).code == 0
+        assert [r["lr"] for r in json_lines(tmp_path / "run" / "metrics.jsonl") if "lr" in r] == pytest.approx(
+            [r["lr"] for r in json_lines(tmp_path / "whole" / "metrics.jsonl") if "lr" in r])
+
+
+def test_what_was_changed_on_a_finished_run_is_kept(begun):
+    folder, command = begun
+    command = [*command, "train.batch_size=4", "train.accumulation=2"]
+    assert in_process(train.main, command).code == 0
+    assert in_process(train.main, [*command, "train.steps=6", "run.allow_change=true"]).code == 0
+    assert run.settings_of(folder).train.steps == 6 == checkpoint.read_state(checkpoint.find(folder))["recipe"]["train.steps"]
+    assert in_process(train.main, [*command, "train.steps=6"]).code == 0
+    assert len([r for r in json_lines(folder / "metrics.jsonl") if "changed" in r]) == 1
+
+
 def test_killed_before_its_first_save_a_change_is_recorded_once(begun, monkeypatch):
     folder, command = begun
     again = [*command, "train.batch_size=8", "train.accumulation=1"]

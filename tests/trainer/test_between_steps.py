@@ -144,6 +144,20 @@ def test_asked_to_stop_in_the_last_step_it_stops_behind_it(tmp_path, monkeypatch
     assert checkpoint.find(tmp_path).name == "step-000002" and "val_loss" in metrics(tmp_path)[-1]
 
 
+def test_asked_to_stop_while_the_last_evaluation_goes_on_it_stops_behind_it(tmp_path):
+    trainer = make(tmp_path, Ragged(ragged(8), 2, ragged(2)), steps=2)
+    evaluate = trainer._evaluate
+
+    def asked():
+        trainer.stop.asked = "SIGTERM" if trainer.state["step"] == 2 else ""
+        return evaluate()
+
+    trainer._evaluate = asked
+    with pytest.raises(Stopped, match="stopped after step 2 of 2"):
+        trainer.fit()
+    assert checkpoint.find(tmp_path).name == "step-000002"
+
+
 def test_what_is_no_number_is_never_best(tmp_path):
     script = [(1.0, accuracy) for accuracy in (math.nan, 0.2, math.nan, 0.3)]
     state = make(tmp_path, marked(script), steps=3, eval_every=1, best_by="val_accuracy", patience=2).fit()
