@@ -7,6 +7,9 @@ without regard to where one ends.
 
 import hashlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -110,15 +113,36 @@ def _jsonl_parts(path: Path, field: str, on_bytes: OnBytes) -> Iterator[Part]:
 # ── token files ──────────────────────────────────────────────────────────────────────────────────
 
 
-def prepare(cfg: CorpusConfig, tokenizer: Tokenizer, folder: Path) -> tuple[TokenFile, TokenFile]:
-    """train.bin and val.bin in `folder`, written unless they are there for these very sources and tokenizer."""
+def prepare(cfg: CorpusConfig, tokenizer: Tokenizer, folder: Path, learned: bool = False) -> tuple[TokenFile, TokenFile]:
+    """train.bin and val.bin in `folder`, written unless they are there for these very sources and tokenizer.
+
+    learned: a run has learned from those that are there; sources that come to others are refused, and nothing is written over.
+    """
     mark = _fingerprint(cfg, tokenizer)
     train, val = folder / "train.bin", folder / "val.bin"
-    if not (train.exists() and val.exists() and read_header(train)["source"] == read_header(val)["source"] == mark):
-        folder.mkdir(parents=True, exist_ok=True)
+    there = train.exists() and val.exists()
+    if there and read_header(train)["source"] == read_header(val)["source"] == mark:
+        return TokenFile(train, tokenizer).verify(), TokenFile(val, tokenizer).verify()
+    folder.mkdir(parents=True, exist_ok=True)
+    if learned and there:
+        _write_the_same(cfg, tokenizer, train, val, mark)
+    else:
         _write(cfg, tokenizer, train, val, mark)
-        return TokenFile(train, tokenizer), TokenFile(val, tokenizer)
-    return TokenFile(train, tokenizer).verify(), TokenFile(val, tokenizer).verify()
+    return TokenFile(train, tokenizer), TokenFile(val, tokenizer)
+
+
+def _write_the_same(cfg: CorpusConfig, tokenizer: Tokenizer, train: Path, val: Path, mark: str) -> None:
+    """Of sources that look different (another place, another date) and may hold the same."""
+    for left in train.parent.glob(".anew-*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=train.parent, prefix=".anew-") as anew:
+        made = [Path(anew) / path.name for path in (train, val)]
+        _write(cfg, tokenizer, *made, mark)
+        if any(read_header(new)["sha256"] != read_header(old)["sha256"] for new, old in zip(made, (train, val))):
+            raise UserError(f"{train.parent.parent}: the data are not those that this run began with; put them back, or choose another run.dir "
+                            "for the new ones")
+        for new, old in zip(made, (train, val)):
+            os.replace(new, old)
 
 
 def _write(cfg: CorpusConfig, tokenizer: Tokenizer, train: Path, val: Path, mark: str) -> None:

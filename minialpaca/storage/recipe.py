@@ -12,6 +12,7 @@ from minialpaca import parallel
 from minialpaca.config import FinetuneConfig, PretrainConfig, TrainConfig
 from minialpaca.errors import UserError
 from minialpaca.storage import checkpoint
+from minialpaca.storage.mend import newest
 
 MAY_CHANGE = ("run.", "train.keep")  # where and how a run is continued; everything else is the recipe
 WHEN_ASKED = ("optim.", "train.", "loss.", "adversarial.", "samples.", "processes")  # the rest is what the weights and data are
@@ -48,7 +49,7 @@ def of(settings: PretrainConfig | FinetuneConfig, processes: int) -> dict:
 def continued(folder: Path, begun: PretrainConfig | FinetuneConfig, settings: PretrainConfig | FinetuneConfig) -> Recipe:
     """The recipe to go on with; UserError where it is another one than the run's. `begun`: what its config.toml says."""
     new = of(settings, parallel.size())
-    place = checkpoint.find(folder)
+    place = newest(folder)
     state = checkpoint.read_state(place) if place else {}
     old, changes = state.get("recipe"), state.get("changes", [])
     if not (isinstance(old, dict) and isinstance(changes, list)):  # nothing was trained yet, or by an older minialpaca

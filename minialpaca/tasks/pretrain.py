@@ -15,6 +15,7 @@ from minialpaca.data.batch import Batch, MaskedBatch, SourceBatch, collate, coll
 from minialpaca.data.corpus import Windows, prepare
 from minialpaca.errors import UserError
 from minialpaca.objectives import next_token_pairs
+from minialpaca.storage import checkpoint
 from minialpaca.tasks import Task, next_token_loss, said_loss
 from minialpaca.tokenizer import Tokenizer
 
@@ -25,7 +26,7 @@ class CorpusTask(Task):
     """Windows of the corpus, in a new order each epoch; subclasses say what is learned of them."""
 
     def __init__(self, settings: PretrainConfig, tokenizer: Tokenizer, folder: Path):
-        self.train, self.val = prepare(settings.data, tokenizer, folder)
+        self.train, self.val = prepare(settings.data, tokenizer, folder, learned=bool(checkpoint.steps(folder.parent)))
         self.tokenizer, self.tokenizer_sha256 = tokenizer, tokenizer.sha256
         self.data_sha256 = f"{self.train.header['sha256']} {self.val.header['sha256']}"
         self.loss, self.objective, self.seed = settings.loss, settings.objective, settings.run.seed

@@ -89,6 +89,28 @@ def test_a_run_by_epochs_is_as_long_as_it_began_however_it_is_split(pretrain_com
             [r["lr"] for r in json_lines(tmp_path / "whole" / "metrics.jsonl") if "lr" in r])
 
 
+def test_where_last_is_lost_a_change_is_still_one_of_the_newest_checkpoint(begun):
+    folder, command = begun
+    (folder / "checkpoints" / "last").unlink()
+    assert in_process(train.main, [*command, "train.batch_size=8", "train.accumulation=1"]).code == 0  # a split, which nobody has to ask for
+    assert [change["step"] for change in checkpoint.read_state(checkpoint.find(folder))["changes"]] == [4]
+
+
+def test_other_data_are_refused_before_the_tokens_are_written_over(pretrain_command, sources, tmp_path, monkeypatch):
+    folder, text = tmp_path / "run", tmp_path / "story.txt"
+    text.write_bytes((sources / "story.txt").read_bytes())
+    command = [*pretrain_command, f"data.source={text}", f"run.dir={folder}", "train.save_every=1"]
+    stopped_at(monkeypatch, 2, train.main, command)
+    before = {p: p.read_bytes() for p in (folder / "tokens").rglob("*")}
+    (folder / "tokens" / ".anew-left").mkdir()
+    text.write_bytes(text.read_bytes() + b"One more line.\n")
+    refused(in_process(train.main, command), "the data are not those that this run began with; put them back")
+    assert before == {p: p.read_bytes() for p in (folder / "tokens").rglob("*")}
+    text.write_bytes((sources / "story.txt").read_bytes())  # the same, of another date
+    outcome = in_process(train.main, command)
+    assert outcome.code == 0 and "step 2 of 6, going on" in outcome.out, outcome.err
+
+
 def test_what_was_changed_on_a_finished_run_is_kept(begun):
     folder, command = begun
     command = [*command, "train.batch_size=4", "train.accumulation=2"]
