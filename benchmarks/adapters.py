@@ -8,7 +8,8 @@ A row for each method: the test's score (exact match, or the mean accuracy of th
 the seeds; the trained parameters as per cent of the base; tokens/s beside full tuning's, medians of the training steps; peak memory.
 The seed changes order, dropout and what the method draws; the base stays. Methods take turns within a seed. The budget is
 LoRA's with r = 8 on all matrices where the method has one to choose. What stands last goes to finetune.py as it is.
-The same command again goes on where it was cut off.
+The same command again goes on where it was cut off. On a machine that is busy meanwhile its speeds say little: `--speed 3` measures them
+alone, in three rounds of twenty steps of each method in turns, each in a process of its own.
 """
 
 import argparse
@@ -17,11 +18,12 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.runs import kept, records, spread, timed
+from benchmarks.runs import alone, between, kept, peak_bytes, records, spread, timed
 from minialpaca import run
 from minialpaca.config import PretrainConfig
 from minialpaca.model import Transformer
 
+STEPS = 23  # of which three warm up
 MATRICES = 'adapter.targets=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]'
 
 
@@ -68,6 +70,29 @@ def trained_share(folder: Path, base: PretrainConfig) -> float:
     return 100 * sum(s["exp_avg"].numel() for s in moments) / sum(p.numel() for p in Transformer(base.model).parameters())
 
 
+def steps_alone(config: str, changes: list[str]) -> dict[str, float]:
+    """Seconds of a step's token, and the peak, of a run that is prepared and not begun."""
+    from minialpaca.check import prepared_tuning
+    from minialpaca.config import FinetuneConfig, load
+
+    above = peak_bytes()
+    _, trainer, _ = prepared_tuning(load(FinetuneConfig, config, changes))
+    found = [trainer.take_step()["tokens_per_s"] for _ in range(STEPS)]
+    return {"tokens_per_s": statistics.median(found[3:]), "peak": peak_bytes() - above}
+
+
+def show_speeds(args: argparse.Namespace, chosen: dict[str, list[str]]) -> None:
+    found: dict[str, list[dict]] = defaultdict(list)
+    for _ in range(args.speed):
+        for name, how in chosen.items():
+            found[name].append(alone("adapters", "--base", str(args.base.resolve()), "--config", args.config, "--one", *args.changes, *how,
+                                     f"adapter.method={name}", f"base.run={args.base.resolve()}", f"run.dir={args.out.resolve() / 'never'}"))
+    print("| method | tokens/s, full tuning = 1 | MiB above imports |\n|---|---|---|")
+    for name, turns in found.items():
+        beside = [turn["tokens_per_s"] / full["tokens_per_s"] for turn, full in zip(turns, found.get("none", turns))]
+        print(f"| {name} | {between(beside)} | {max(turn['peak'] for turn in turns) / 2**20:,.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, required=True)
@@ -75,10 +100,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--methods", nargs="+", default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/adapters"))
+    parser.add_argument("--speed", type=int, default=0, metavar="ROUNDS", help="speeds and memory alone, in so many rounds")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("changes", nargs="*", help="section.key=value for finetune.py")
     args = parser.parse_intermixed_args()
+    if args.one:
+        return print(json.dumps(steps_alone(args.config, args.changes)))
     base, out = run.settings_of(args.base), args.out.resolve()
     chosen = {name: how for name, how in methods(base).items() if name in (args.methods or methods(base))}
+    if args.speed:
+        return show_speeds(args, chosen)
     found: dict[str, list[list[float]]] = defaultdict(list)
 
     def tuned(folder: Path, *changes: str) -> tuple[float, float, float, float]:
@@ -98,6 +129,7 @@ def main() -> None:
         beside = [r[2] / f[2] for r, f in zip(rows, found.get("none", rows))]
         print(f"| {name} | {spread(scores)} | {shares[0]:.2f} | "
               f"{statistics.median(beside):.2f} | {max(gib):.2f} |")
+    return None
 
 
 if __name__ == "__main__":
