@@ -12,7 +12,7 @@ With n = B T places, s the bytes of a product (4, or 2 in bf16 and fp16), everyt
                      attention: rotated q, k, v and the mix s·4nHK (keys are repeated for their query heads; on a CPU s = 4 here), the mix once more
                      for a trained `o_proj`, a logsumexp for each query 4nH
                      a map B·H·T² of each head where it is computed step by step
-                     SwiGLU: gate, Swish(gate), up, and for a trained `down_proj` their product s·nF each
+                     SwiGLU: gate, Swish(gate), up, and for a trained `down_proj` their product s·nF each (4·nF of a gate or up of low rank)
                  A frozen Linear keeps no input: its gradient with respect to x needs the matrix alone. With recompute a layer keeps
                  its input 4nD, and one layer at a time is computed again (see `working`).
     head         the matrix's gradient and the product that is added to it 2 · 4VD, the hidden state's 4nD, one slice of logits:
@@ -274,7 +274,9 @@ def mlp_kept(part: nn.Module, load: Load, flows: bool) -> tuple[int, bool]:
     size, wants = linear_kept(mlp.down_proj, n, load, True, copied=False)
     total = linears_kept([mlp.gate_proj, mlp.up_proj], n, load, flows) + size + inner * wants
     gate, up = flows or is_trained(mlp.gate_proj), flows or is_trained(mlp.up_proj)
-    return total + inner * (2 * gate + up), flows or is_trained(part)
+    wide = (FLOAT - load.short) * n * plain(mlp.down_proj).in_features  # beside a change of low rank, x and what is said of it stay fp32
+    adapted_gate, adapted_up = (isinstance(linear, (LoRALinear, AdaLoRALinear)) for linear in (mlp.gate_proj, mlp.up_proj))
+    return total + inner * (2 * gate + up) + wide * (2 * adapted_gate + adapted_up), flows or is_trained(part)
 
 
 # ── the ends ─────────────────────────────────────────────────────────────────────────────────────

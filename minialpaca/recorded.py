@@ -4,6 +4,7 @@ Asked for one token, a GPU is done with each operation before the host has asked
 addresses that they read and write; so what goes in has places of its own, and so has the cache that the step writes to.
 """
 
+import contextlib
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Recorded:
 
     def __init__(self, work: Callable[..., Tensor], *inputs: Tensor):
         self.inputs = [tensor.clone() for tensor in inputs]
-        with torch.cuda.device(inputs[0].device):
+        with torch.cuda.device(inputs[0].device) if inputs[0].is_cuda else contextlib.nullcontext():  # or it would be recorded on the current one
             self.play, self.output = record(lambda: work(*self.inputs))
 
     def __call__(self, *inputs: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ CASES = {
     "last two layers": {"adapter": {"method": "freeze", "layers": "-2:"}},
     "lora, dropout": {"adapter": {"method": "lora", "dropout": 0.1}},
     **{method: {"adapter": {"method": method}} for method in METHODS},
-    **{f"{method}, short": {"adapter": {"method": method}, **SHORT} for method in METHODS if method != "adalora"},
+    **{f"{method}, short": {"adapter": {"method": method}, **SHORT} for method in METHODS},
 }
 
 
