@@ -71,7 +71,7 @@ def trained_share(folder: Path, base: PretrainConfig) -> float:
 
 
 def steps_alone(config: str, changes: list[str]) -> dict[str, float]:
-    """Seconds of a step's token, and the peak, of a run that is prepared and not begun."""
+    """Tokens a second, the median of the steps, and the peak of a run that is prepared and not begun."""
     from minialpaca.check import prepared_tuning
     from minialpaca.config import FinetuneConfig, load
 

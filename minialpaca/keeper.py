@@ -7,6 +7,7 @@ from torch import nn
 
 from minialpaca import determinism, parallel, run
 from minialpaca.config import TrainConfig
+from minialpaca.data.files import other_data
 from minialpaca.errors import UserError
 from minialpaca.peft import Adapter
 from minialpaca.precision import LossScaler
@@ -104,7 +105,6 @@ class Keeper:
             raise UserError(f"{place / 'state.json'}: lacks {', '.join(sorted(lacking))}; it is of another version of minialpaca; choose "
                             "another run.dir")
         if known["data"] != self.task.data_sha256:
-            raise UserError(f"{self.folder}: the data are not those that this run began with; put them back, or choose "
-                            "another run.dir for the new ones")
+            raise other_data(self.folder)
         if self.train.deterministic:
             determinism.refuse_others(known.get("surroundings", {}), self.device, str(place), self.spread.n_parts)

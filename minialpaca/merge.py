@@ -57,7 +57,7 @@ def refuse_place(source: Path, out: Path) -> None:
     """The adapter's run stays as it is, and nothing else is written over."""
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out}: is {source} or lies in it, whose adapter stays as it is; name another folder for the merged run")
-    for around in out.absolute().parents:
+    for around in out.resolve().parents:
         if (around / run.CONFIG).exists():
             raise UserError(f"{out}: lies in {around}, which is a run, whose files are its own; name another folder for the merged run")
     if out.exists() and not out.is_dir():

@@ -87,7 +87,7 @@ class Trainer:
             fsdp.refuse(attack, self.device)
         refuse_endless(train, optim, task.batches_per_epoch())
         self.a_step = train.accumulation * parallel.size()  # micro-batches, of all processes
-        self.total_batches = recipe.batches_left_as_they_were(train) or batches_of_run(train, task.batches_per_epoch(), self.a_step)
+        self.total_batches = recipe.batches_as_begun(train) or batches_of_run(train, task.batches_per_epoch(), self.a_step)
         self.total_steps = math.ceil(self.total_batches / self.a_step)
         if adapter:
             adapter.refuse_patience(train.patience)

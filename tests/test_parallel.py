@@ -9,7 +9,7 @@ import torch
 from running import ROOT, json_lines
 from two_ranks import COMBINATIONS, weights_of
 
-from minialpaca import parallel
+from minialpaca import parallel, run
 from minialpaca.errors import UserError
 
 
@@ -47,6 +47,21 @@ def test_more_processes_than_gpus_are_one_line(monkeypatch):
         parallel.start()
 
 
+def test_one_gpu_by_name_is_none_for_several_processes(monkeypatch):
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    with pytest.raises(UserError, match="run.device = 'cuda:1': each of 2 processes needs a device of its own; use auto or cuda"):
+        run.pick_device("cuda:1")
+
+
+def test_the_device_that_is_picked_is_the_current_one(monkeypatch):
+    """Streams and events that are asked for by nobody's name belong to the current one."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert run.pick_device("cuda:1") == torch.device("cuda:1") == chosen[0]
+    assert run.pick_device("cpu") == torch.device("cpu") and len(chosen) == 1
+
+
 def test_torchrun_trains_one_run_and_goes_on_with_it(pretrain_command, tmp_path):
     """The log has each step once, and the same command again, in one process, goes on as if it had been two."""
     folder = tmp_path / "run"
@@ -70,6 +85,12 @@ def test_a_fault_of_the_second_process_in_mid_training_ends_both_and_is_said(tmp
     done = torchrun(ROOT / "tests" / "two_ranks.py", tmp_path / "failing")
     assert done.returncode and "error: rows.json: the second process cannot read it" in done.stderr
     assert "RuntimeError" not in done.stderr and "[rank" not in done.stderr
+
+
+def test_answers_of_yes_and_no_are_counted(monkeypatch):
+    monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(parallel.dist, "all_reduce", lambda total: total.add_(total.clone()))  # two processes that say the same
+    assert parallel.summed([True, False, 3]) == [2, 0, 6] and parallel.summed([True]) == [2]
 
 
 def test_alone_nothing_travels():

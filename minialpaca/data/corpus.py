@@ -18,7 +18,7 @@ import numpy as np
 
 from minialpaca.config import CorpusConfig
 from minialpaca.data import world
-from minialpaca.data.files import expand, fault, is_writable, read_lines, read_objects, refuse, refuse_shared
+from minialpaca.data.files import expand, fault, is_writable, other_data, read_lines, read_objects, refuse, refuse_shared
 from minialpaca.data.order import permutation, whole
 from minialpaca.data.token_file import TokenFile, TokenWriter, read_header
 from minialpaca.errors import UserError
@@ -139,8 +139,7 @@ def _write_the_same(cfg: CorpusConfig, tokenizer: Tokenizer, train: Path, val: P
         made = [Path(anew) / path.name for path in (train, val)]
         _write(cfg, tokenizer, *made, mark)
         if any(read_header(new)["sha256"] != read_header(old)["sha256"] for new, old in zip(made, (train, val))):
-            raise UserError(f"{train.parent.parent}: the data are not those that this run began with; put them back, or choose another run.dir "
-                            "for the new ones")
+            raise other_data(train.parent.parent)
         for new, old in zip(made, (train, val)):
             os.replace(new, old)
 

@@ -209,6 +209,11 @@ def is_writable(text: str) -> bool:
     return True
 
 
+def other_data(run: Path) -> UserError:
+    """What there is to say where a run is to go on with what it has not learned from."""
+    return UserError(f"{run}: the data are not those that this run began with; put them back, or choose another run.dir for the new ones")
+
+
 def refuse(path: Path, faults: list[str], mend: str) -> None:
     """Stop if there are faults, naming the first ten."""
     if faults:

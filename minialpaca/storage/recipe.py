@@ -32,7 +32,7 @@ class Recipe:
         """For state.json."""
         return {"recipe": self.values, "changes": self.changes, "examples": examples} if self.values else {}
 
-    def batches_left_as_they_were(self, train: TrainConfig) -> int:
+    def batches_as_begun(self, train: TrainConfig) -> int:
         """A run by epochs is as long as it began, however its steps are split; 0 where nothing says so."""
         return 0 if train.steps else -(-self.examples // train.batch_size)
 

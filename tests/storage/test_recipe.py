@@ -111,6 +111,12 @@ def test_other_data_are_refused_before_the_tokens_are_written_over(pretrain_comm
     assert outcome.code == 0 and "step 2 of 6, going on" in outcome.out, outcome.err
 
 
+def test_a_batch_that_is_not_full_is_one_more():
+    begun = recipe.Recipe(examples=13)
+    assert [begun.batches_as_begun(config.TrainConfig(batch_size=size)) for size in (1, 4, 13, 20)] == [13, 4, 1, 1]
+    assert begun.batches_as_begun(config.TrainConfig(batch_size=4, steps=7)) == 0
+
+
 def test_what_was_changed_on_a_finished_run_is_kept(begun):
     folder, command = begun
     command = [*command, "train.batch_size=4", "train.accumulation=2"]
