@@ -28,6 +28,7 @@ from minialpaca.data.noise import mask_tokens
 from minialpaca.errors import command
 from minialpaca.observe import MaskObserver, Observer, SpanObserver, continuations, spell
 from minialpaca.setup import make_tokenizer, with_vocabulary
+from minialpaca.storage.place import TOKENS
 from minialpaca.tasks.pretrain import TASKS, CorpusTask
 from minialpaca.tokenizer import Tokenizer
 from minialpaca.trainer import Trainer
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings = with_vocabulary(settings, tokenizer)
         recipe = run.refuse_other_recipe(folder, settings, tokenizer)
         scripts.show_settings(settings)
-        task = TASKS[settings.objective.name](settings, tokenizer, folder / "tokens")
+        task = TASKS[settings.objective.name](settings, tokenizer, folder / TOKENS)
         model = run.build(settings, device)
         watch = watcher(settings, task, tokenizer)
         attack = attack_on(model.embed, settings.adversarial, settings.model.tie_embeddings)

@@ -47,6 +47,7 @@ from minialpaca.errors import command
 from minialpaca.inspect_run import histogram, show_run, verdict
 from minialpaca.scripts import show_trained
 from minialpaca.setup import base_model, make_tokenizer, refuse_other_world, with_base_model, with_vocabulary
+from minialpaca.storage.place import TOKENS, refuse_unwritable
 from minialpaca.tasks.classification import Classification
 from minialpaca.tasks.instruction import Instruction
 from minialpaca.tasks.pretrain import TASKS
@@ -100,12 +101,13 @@ def prepared_pretraining(settings: PretrainConfig, scratch: Path) -> tuple[Pretr
     """The settings as the run would resolve them, its trainer, which writes nothing yet, and what would become of the run's folder."""
     device, folder = run.pick_device(settings.run.device), Path(settings.run.dir)
     n_bytes = corpus.size(settings.data)
+    refuse_unwritable(folder, run.MEND)
     exists = run.holds_run(folder, settings.run.resume)
     tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
     settings = with_vocabulary(settings, tokenizer)
     recipe = run.refuse_other_recipe(folder, settings, tokenizer)
     documents = sum(ends for _, ends in corpus.parts(settings.data, settings.data.source))
-    task, model = TASKS[settings.objective.name](settings, tokenizer, scratch / "tokens"), run.build(settings, device)
+    task, model = TASKS[settings.objective.name](settings, tokenizer, scratch / TOKENS), run.build(settings, device)
     print(f"data: {documents:,} documents, {n_bytes:,} bytes, {len(task.train):,} training tokens, {len(task.val):,} held out; "
           f"{task.windows.n:,} windows of {task.windows.context} tokens, none truncated")
     attack = attack_on(model.embed, settings.adversarial, settings.model.tie_embeddings)

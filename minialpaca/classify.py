@@ -40,10 +40,9 @@ from minialpaca.errors import UserError, command
 from minialpaca.heads import Classifier
 from minialpaca.model import Transformer
 from minialpaca.storage import checkpoint
+from minialpaca.storage.place import LABELS
 from minialpaca.tasks.classification import learned, pooling_of, probabilities, said
 from minialpaca.tokenizer import Tokenizer
-
-LABELS = "labels.json"  # group → its classes in the order of their numbers
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Labeller:
 
 
 def keep_labels(folder: Path, groups: Sequence[Group]) -> None:
-    """Write labels.json, also in place of one that is damaged, or refuse to go on with other classes than the run's."""
+    """Write labels.json (group → its classes in the order of their numbers), also in place of one that is damaged, or refuse to go on with other classes than the run's."""
     labels, place = {group.name: list(group.classes) for group in groups}, checkpoint.find(folder)
     known = checkpoint.read_state(place).get("labels", {}).get("classes") if place else None
     there = read_labels(folder)

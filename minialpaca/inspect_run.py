@@ -8,6 +8,7 @@ from minialpaca.config import FinetuneConfig
 from minialpaca.data.token_file import TokenFile
 from minialpaca.errors import UserError
 from minialpaca.storage import checkpoint
+from minialpaca.storage.place import TOKENS
 from minialpaca.tokenizer import Tokenizer
 from minialpaca.trainer import Trainer
 
@@ -34,6 +35,7 @@ def verdict(folder: Path, trainer: Trainer) -> str:
     if place is None:
         return "would go on from its newest whole checkpoint: the pointer `last` is lost" if checkpoint.steps(folder) else \
             "would begin anew: the run has no checkpoint yet"
+    checkpoint.find(folder, "best")  # a broken pointer is refused there, too
     trainer.refuse_unfit()
     state = trainer.keeper.counters(checkpoint.read_state(place), trainer.state)
     if state["stopped_early"] or state["step"] >= trainer.total_steps:
@@ -100,7 +102,7 @@ def steps_of(folder: Path, settings: config.PretrainConfig | FinetuneConfig, pro
     train = settings.train
     if train.steps:
         return train.steps
-    tokens = folder / "tokens" / "train.bin"
+    tokens = folder / TOKENS / "train.bin"
     if isinstance(settings, FinetuneConfig) or not tokens.is_file():
         return None
     n = max(1, (len(TokenFile(tokens, Tokenizer.load(folder / run.TOKENIZER))) - settings.model.max_seq_len) // settings.model.max_seq_len)

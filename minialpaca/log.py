@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from minialpaca import parallel
 from minialpaca.errors import UserError, reason
+from minialpaca.storage.place import BOARD, METRICS
 
-METRICS = "metrics.jsonl"
 PLAIN_LINE_EVERY = 15.0  # seconds between plain progress lines where the output is no terminal
 
 
@@ -83,7 +83,7 @@ class RunLog:
         try:
             self._forget_after(step)
             self.file = open(self.path, "a", encoding="utf-8")
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
+            self.board = SummaryWriter(str(folder / BOARD), purge_step=step + 1 if step else 0)
         except OSError as error:
             raise UserError(f"{folder}: the log cannot be written: {reason(error)}") from None
 

@@ -36,7 +36,10 @@ from minialpaca.errors import UserError, command
 from minialpaca.model import Transformer
 from minialpaca.peft import METHODS, active
 from minialpaca.storage import checkpoint
+from minialpaca.storage.place import refuse_unwritable
 from minialpaca.tokenizer import Tokenizer
+
+ELSEWHERE = "name another folder for the merged run"
 
 
 def logits(model: nn.Module, backbone: Transformer) -> torch.Tensor:
@@ -55,13 +58,12 @@ def merged_state(model: nn.Module, backbone: Transformer) -> tuple[dict[str, tor
 
 def refuse_place(source: Path, out: Path) -> None:
     """The adapter's run stays as it is, and nothing else is written over."""
+    refuse_unwritable(out, ELSEWHERE)
     if source.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UserError(f"{out}: is {source} or lies in it, whose adapter stays as it is; name another folder for the merged run")
+        raise UserError(f"{out}: is {source} or lies in it, whose adapter stays as it is; {ELSEWHERE}")
     for around in out.resolve().parents:
         if (around / run.CONFIG).exists():
-            raise UserError(f"{out}: lies in {around}, which is a run, whose files are its own; name another folder for the merged run")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is no folder; name a new one for the merged run")
+            raise UserError(f"{out}: lies in {around}, which is a run, whose files are its own; {ELSEWHERE}")
     if out.is_dir() and any(out.iterdir()):
         held = "a run" if (out / run.CONFIG).exists() else "something"
         raise UserError(f"{out}: holds {held} already; name a new folder for the merged run")
@@ -90,7 +92,7 @@ def merge(source: Path, out: Path, which: str) -> float:
     untied = settings.model.tie_embeddings and backbone.lm_head.weight is not backbone.embed.weight
     plain = dataclasses.replace(settings, adapter=AdapterConfig(), run=dataclasses.replace(settings.run, dir=str(out)),
                                 model=dataclasses.replace(settings.model, tie_embeddings=settings.model.tie_embeddings and not untied))
-    with run.opened(out, "never", "name another folder for the merged run"):
+    with run.opened(out, "never", ELSEWHERE):
         if groups:
             shutil.copyfile(source / classify.LABELS, out / classify.LABELS)
         facts = {key: value for key, value in checkpoint.read_state(place).items() if key not in ("base", "adapter")}

@@ -15,18 +15,18 @@ from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.data.instructions import PROMPTS_ID
 from minialpaca.errors import UserError, reason
 from minialpaca.heads import backbone_weights
-from minialpaca.log import METRICS
 from minialpaca.model import Transformer
 from minialpaca.peft import METHODS, Adapter, apply
 from minialpaca.storage import checkpoint, lock, recipe
+from minialpaca.storage.place import CONFIG, METRICS, TOKENIZER, refuse_unwritable
 from minialpaca.tokenizer import Tokenizer
 
-CONFIG, TOKENIZER = "config.toml", "tokenizer.model"
+MEND = "choose another run.dir"
 TOO_MUCH = (RuntimeError, MemoryError, OverflowError, TypeError)  # PyTorch's ways of saying that memory will not do
 
 
 @contextlib.contextmanager
-def opened(folder: Path, resume: str, mend: str = "set run.dir") -> Iterator[bool]:
+def opened(folder: Path, resume: str, mend: str = MEND) -> Iterator[bool]:
     """The folder, writable and this process's alone; True where it holds a run to be continued. `mend`: what to do where not.
 
     Where the input turns out faulty before `keep`, what was written so far goes again.
@@ -35,6 +35,7 @@ def opened(folder: Path, resume: str, mend: str = "set run.dir") -> Iterator[boo
         parallel.meet()
         yield True
         return
+    refuse_unwritable(folder, mend)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     before = set(folder.iterdir()) if folder.is_dir() else set()
     with contextlib.ExitStack() as stack:
@@ -65,6 +66,8 @@ def _sweep(folder: Path) -> None:
 def holds_run(folder: Path, resume: str) -> bool:
     """Whether there is a run to be continued; what cannot be is refused. Nothing is written."""
     exists = (folder / CONFIG).exists()
+    if exists and not (folder / TOKENIZER).exists():
+        raise UserError(f"{folder}: holds a run without its {TOKENIZER}; put it back, or {MEND}")
     if exists and resume == "never":
         raise UserError(f"{folder}: holds a run already; choose another run.dir, delete it, or set run.resume=auto")
     if not exists and checkpoint.steps(folder):
@@ -99,6 +102,7 @@ def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> recipe.
 
 def refuse_merged(folder: Path) -> None:
     """It stands for itself: what it was made of need not be there any more."""
+    refuse_unwritable(folder, MEND)
     place = checkpoint.find(folder) if (folder / CONFIG).is_file() else None
     if place and checkpoint.read_state(place).get("merged"):
         raise UserError(f"{folder}: holds a merged run, which has no optimizer to go on with; tune from it instead: "

@@ -61,7 +61,7 @@ class Tokenizer:
         try:
             model = Path(path).read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: tokenizer cannot be read: {reason(error)}") from None
+            raise UserError(f"{path}: tokenizer cannot be read: {reason(error)}; give a SentencePiece .model file") from None
         if not model:  # SentencePiece takes it, and complains on stderr at the first question
             raise UserError(f"{path}: is empty; give a SentencePiece .model file")
         tokenizer = cls(model, str(path))

@@ -163,10 +163,10 @@ class AdversarialConfig:
         check(self, {
             "method": (self.method in ATTACKS, f"use {', '.join(ATTACKS[:-1])} or {ATTACKS[-1]}"),
             "epsilon": (0 < self.epsilon < 1e30, "must be positive, and small enough for fp32: it is the length of the perturbation"),
-            "clean_weight": (0 <= self.clean_weight < math.inf, "must not be negative"),
+            "clean_weight": (0 <= self.clean_weight < 1e30, "must not be negative, and small enough for fp32"),
             "adversarial_weight": (0 < self.adversarial_weight < math.inf, "must be positive; adversarial.method=none trains without attacks"),
             "steps": (1 <= self.steps <= 1000, "must lie in 1 … 1000"),
-            "step_size": (0 <= self.step_size < math.inf, "must not be negative"),
+            "step_size": (0 <= self.step_size < math.inf, "must be finite and not negative"),
             "xi": (0 < self.xi < math.inf, "must be positive: at 0 the divergence is flat"),
             "power_iterations": (1 <= self.power_iterations <= 1000, "must lie in 1 … 1000"),
             "unlabelled": (all(source.strip() for source in self.unlabelled), "one of them is blank"),

@@ -25,7 +25,7 @@ class Sampling:
 
     def __post_init__(self):
         for name, holds, rule in (
-            ("temperature", 0 <= self.temperature < math.inf, "must not be negative"),
+            ("temperature", 0 <= self.temperature < math.inf, "must be finite and not negative"),
             ("top_k", self.top_k >= 0, "must not be negative"),
             ("top_p", 0 <= self.top_p <= 1, "must lie in 0 … 1"),
             ("min_p", 0 <= self.min_p <= 1, "must lie in 0 … 1"),

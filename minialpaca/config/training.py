@@ -44,9 +44,9 @@ class LossConfig:
 
     def __post_init__(self):
         check(self, {
-            "l2": (0 <= self.l2 < math.inf, "must not be negative"),
+            "l2": (0 <= self.l2 < 1e30, "must not be negative, and small enough for fp32"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "must be at least 0 and below 1"),
-            "r_drop": (0 <= self.r_drop < math.inf, "must not be negative"),
+            "r_drop": (0 <= self.r_drop < 1e30, "must not be negative, and small enough for fp32"),
         })
 
 
@@ -79,11 +79,11 @@ class OptimConfig:
             "schedule": (self.schedule in ("cosine", "linear", "constant"), "use cosine, linear or constant"),
             "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "must lie in 0 … 1"),
             "warmup_steps": (self.warmup_steps >= 0, "must not be negative"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "must not be negative"),
+            "weight_decay": (0 <= self.weight_decay * self.lr < 1, f"must not be negative, and times optim.lr = {self.lr:g} below 1: a step takes that part of a weight away"),
             "beta1": (0 <= self.beta1 < 1, "must be at least 0 and below 1"),
             "beta2": (0 <= self.beta2 < 1, "must be at least 0 and below 1"),
             "adam_eps": (0 < self.adam_eps < 1, "must be positive and small"),
-            "clip_norm": (0 <= self.clip_norm < math.inf, "must not be negative"),
+            "clip_norm": (0 <= self.clip_norm < math.inf, "must be a finite number and not negative; 0 turns clipping off"),
         })
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minialpaca import parallel
 from minialpaca.config import CorpusConfig
 from minialpaca.data import world
 from minialpaca.data.files import expand, fault, is_writable, other_data, read_lines, read_objects, refuse, refuse_shared
@@ -121,7 +122,8 @@ def prepare(cfg: CorpusConfig, tokenizer: Tokenizer, folder: Path, learned: bool
     mark = _fingerprint(cfg, tokenizer)
     train, val = folder / "train.bin", folder / "val.bin"
     there = train.exists() and val.exists()
-    if there and read_header(train)["source"] == read_header(val)["source"] == mark:
+    as_the_first_found = there and not parallel.is_first()  # which has looked; seen from another machine, files have other dates
+    if as_the_first_found or there and read_header(train)["source"] == read_header(val)["source"] == mark:
         return TokenFile(train, tokenizer).verify(), TokenFile(val, tokenizer).verify()
     folder.mkdir(parents=True, exist_ok=True)
     if learned and there:

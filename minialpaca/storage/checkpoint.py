@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -28,8 +29,9 @@ from minialpaca.errors import UserError, reason
 from minialpaca.shards import joined
 from minialpaca.storage import durable, space
 from minialpaca.storage.crew import Alone
+from minialpaca.storage.place import CHECKPOINTS as FOLDER
 
-FOLDER, TEMPORARY, ASIDE, MANIFEST = "checkpoints", ".writing-", ".replaced-", "manifest.json"
+TEMPORARY, ASIDE, MANIFEST = ".writing-", ".replaced-", "manifest.json"
 STEMS, STATE = ("model", "optimizer"), "state.json"
 NAME, PART = re.compile(r"step-\d{6,18}"), re.compile(r"-\d{1,6}-of-(\d{1,6})\.pt")
 MENDING = "delete it, and training goes on from the newest whole checkpoint"
@@ -140,7 +142,8 @@ def find(run: Path, name: str = "last") -> Path | None:
     except UnicodeDecodeError:
         raise UserError(f"{pointer}: holds no name of a checkpoint; {MENDING}") from None
     if not NAME.fullmatch(target) or not (run / FOLDER / target / MANIFEST).is_file():  # a name, never a path out of here
-        raise UserError(f"{pointer}: points at {ascii(target)[1:-1][:60]}, which is no complete checkpoint; {MENDING}")
+        what = f"points at {ascii(target)[1:-1][:60]}, which is no complete checkpoint" if target else "is empty"
+        raise UserError(f"{pointer}: {what}; {MENDING}")
     return run / FOLDER / target
 
 
@@ -222,7 +225,9 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
 
 def _load(place: Path) -> dict:
     try:
-        return torch.load(place, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a pickle's kind, before it is refused
+            warnings.simplefilter("ignore")
+            return torch.load(place, map_location="cpu", weights_only=True)
     except Exception:  # torch raises half a dozen kinds for a file that is no checkpoint, and advises what must not be done
         raise UserError(f"{place}: cannot be loaded: it is damaged, or holds something else than tensors; {MEND}") from None
 

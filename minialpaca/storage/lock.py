@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import IO
 
 from minialpaca.errors import UserError
+from minialpaca.storage.place import LOCK
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-
-NAME = ".lock"
 
 
 @contextlib.contextmanager
@@ -25,8 +24,8 @@ def held(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with open(folder / NAME, "a") as file:
-        if not _take(file, folder / NAME):
+    with open(folder / LOCK, "a") as file:
+        if not _take(file, folder / LOCK):
             raise UserError(f"{folder}: another process is training in this folder; wait for it, or choose another run.dir")
         yield
 

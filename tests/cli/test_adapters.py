@@ -104,13 +104,13 @@ def test_a_place_where_nothing_can_be_merged_to_is_named(lora, tmp_path, monkeyp
     (tmp_path / "full" / "notes.txt").write_text("mine")
     before = sorted(lora.rglob("*"))
     for out, said in ((lora, f"{lora}: is {lora} or lies in it"), (lora / "merged", f"{lora / 'merged'}: is {lora} or lies in it"),
-                      (lora / ".." / lora.name / "a" / "b", "or lies in it"), (tmp_path / "file", "file: is no folder"),
+                      (lora / ".." / lora.name / "a" / "b", "or lies in it"), (tmp_path / "file", "file is no folder"),
                       (tmp_path / "full", "full: holds something already"),
                       (lora.parent / lora.name / "checkpoints" / "x", "or lies in it"), (base / "checkpoints" / "step-000001", f"lies in {base}, which is a run")):
         line = refused(module(merge.main, monkeypatch, lora, out), said, "for the merged run")
         assert "run.dir" not in line
     assert sorted(lora.rglob("*")) == before and [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
-    line = refused(module(merge.main, monkeypatch, lora, tmp_path / "file" / "out"), "cannot be written: ", "for the merged run")
+    line = refused(module(merge.main, monkeypatch, lora, tmp_path / "file" / "out"), "is no folder", "for the merged run")
     assert "run.dir" not in line
 
 

@@ -56,7 +56,7 @@ def test_help_gives_each_setting_of_the_sampling_a_sentence_and_its_default(monk
     (["a", "b", "a " * 300], ["the prompt has "]),
     (["a", "--seed", "9" * 30], ["must lie in 0 …"]),
     (["a", "--max-new-tokens", "0"], ["--max-new-tokens 0: must be at least 1"]),
-    (["a", "--temperature", "-1"], ["temperature = -1.0: must not be negative"]),
+    (["a", "--temperature", "-1"], ["temperature = -1.0: must be finite and not negative"]),
     (["a", "--top-p", "2"], ["top_p = 2.0: must lie in 0 … 1"]),
     (["a", "--device", "cuda:99"], ["this machine has"]),
 ])

@@ -99,8 +99,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(pretrain_command, finetune_
     written(tmp_path / "file", "in the way")
     command = pretrain_command if main is train.main else finetune_command
     for folder in (tmp_path / "file" / "run", tmp_path / "file"):
-        refused(in_process(main, [*command, f"run.dir={folder}"]), f"{folder}: the run folder cannot be written",
-                "set run.dir")
+        refused(in_process(main, [*command, f"run.dir={folder}"]), f"{folder}: cannot be a run folder",
+                "choose another run.dir")
 
 
 @pytest.mark.parametrize(("changes", "needed"), [

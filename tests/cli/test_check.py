@@ -76,6 +76,19 @@ def test_what_the_run_would_refuse_is_refused_in_the_same_line(pretrain_command,
     refused(checked(monkeypatch, *command, f"run.dir={run}"), "the data are not those")
 
 
+def test_a_broken_pointer_to_the_best_is_refused_as_the_run_would(pretrain_command, broken_off, monkeypatch):
+    for name in ("", "step-000099"):
+        (broken_off / "checkpoints" / "best").write_text(name)
+        said = refused(checked(monkeypatch, *pretrain_command, f"run.dir={broken_off}"), "checkpoints/best: ", "delete it, and training goes on")
+        assert said == refused(pretrain(pretrain_command, broken_off))
+
+
+def test_a_run_without_its_tokenizer_is_no_run_to_go_on_with(pretrain_command, broken_off, monkeypatch):
+    (broken_off / "tokenizer.model").unlink()
+    said = refused(checked(monkeypatch, *pretrain_command, f"run.dir={broken_off}"), f"{broken_off}: holds a run without its tokenizer.model; put it back")
+    assert said == refused(pretrain(pretrain_command, broken_off))
+
+
 def test_a_fine_tuning_tells_lengths_and_what_is_left_out(finetune_command, tmp_path, monkeypatch):
     outcome = checked(monkeypatch, *finetune_command, f"run.dir={tmp_path / 'run'}", "adapter.method=lora", "base.max_seq_len=72")
     assert outcome.code == 0, outcome.err

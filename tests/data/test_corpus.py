@@ -12,6 +12,7 @@ import pytest
 from conftest import sentences
 from running import written
 
+from minialpaca import parallel
 from minialpaca.config import CorpusConfig
 from minialpaca.data import corpus, token_file, world
 from minialpaca.data.corpus import Windows, parts, prepare, size, texts
@@ -180,6 +181,16 @@ def test_token_files_are_kept_while_nothing_changed_and_written_anew_when_someth
     (tmp_path / "tokens" / "val.bin").unlink()
     prepare(config(path, val_fraction=0.2), tokenizer, tmp_path / "tokens")
     assert len(writes) == 5
+
+
+def test_a_process_beside_the_first_takes_the_token_files_as_they_are(tmp_path, tokenizer, monkeypatch):
+    """On another machine the same text may have another date."""
+    path = written(tmp_path / "a.txt", "\n".join(sentences(50)))
+    train, _ = prepare(config(path), tokenizer, tmp_path / "tokens")
+    os.utime(path, ns=(1, 1))
+    monkeypatch.setattr(corpus, "_write", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    assert prepare(config(path), tokenizer, tmp_path / "tokens")[0].ids.tolist() == train.ids.tolist()
 
 
 def test_another_tokenizer_writes_the_token_files_anew(tmp_path, tokenizer):

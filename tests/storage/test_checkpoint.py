@@ -239,7 +239,7 @@ def test_a_pointer_cannot_lead_out_of_its_folder(tmp_path, content):
     for trap in (run, run / "checkpoints"):  # what `..` and `.` would lead to
         (trap / "manifest.json").write_text('{"files": {}}', encoding="utf-8")
     (run / "checkpoints" / "last").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="last: points at .*which is no complete checkpoint"):
+    with pytest.raises(UserError, match=r"last: (points at .*which is no complete checkpoint|is empty)"):
         checkpoint.find(run)
 
 
@@ -347,7 +347,7 @@ def test_a_best_that_is_newer_than_last_is_what_it_was_then(tmp_path, before):
     assert checkpoint.find(tmp_path, "best") == newer
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.filterwarnings("error")  # the library warns of such a file by two lines of its own
 @pytest.mark.parametrize("dump", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
 def test_a_malicious_pickle_is_refused_and_nothing_is_executed(tmp_path, dump):
     place = save(tmp_path, 1)

@@ -9,6 +9,7 @@ from running import ROOT, in_process, refused
 import train
 from minialpaca.errors import UserError
 from minialpaca.storage import lock
+from minialpaca.storage.place import LOCK
 
 HOLD = """
 import sys, time
@@ -35,7 +36,7 @@ def holder(tmp_path):
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(holder, pretrain_command, tmp_path):
     command = [*pretrain_command, f"run.dir={tmp_path / 'run'}", "train.steps=1"]
     refused(in_process(train.main, command), f"{tmp_path / 'run'}: another process is training in this folder")
-    assert [p.name for p in (tmp_path / "run").iterdir()] == [lock.NAME]  # nothing of the other's is cleaned away
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [LOCK]  # nothing of the other's is cleaned away
     holder.kill()
     holder.wait()
     assert in_process(train.main, command).code == 0
@@ -59,11 +60,11 @@ def test_the_lock_holds_for_the_whole_fit(pretrain_command, tmp_path, monkeypatc
 
 
 def test_a_lock_on_a_file_that_was_removed_keeps_nobody_out(tmp_path):
-    with open(tmp_path / lock.NAME, "a") as file:
-        (tmp_path / lock.NAME).unlink()
-        assert not lock._take(file, tmp_path / lock.NAME)
-        (tmp_path / lock.NAME).write_text("")
-        assert not lock._take(file, tmp_path / lock.NAME)
+    with open(tmp_path / LOCK, "a") as file:
+        (tmp_path / LOCK).unlink()
+        assert not lock._take(file, tmp_path / LOCK)
+        (tmp_path / LOCK).write_text("")
+        assert not lock._take(file, tmp_path / LOCK)
 
 
 def test_without_such_locks_a_run_goes_on(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_non_finite_loss_or_gradient_stops_before_the_update(tmp_path, how):
 @pytest.mark.parametrize("train", [{"eval_every": 1}, {"save_every": 1}], ids=["evaluated", "saved"])
 def test_weights_that_a_finite_gradient_broke_are_neither_saved_nor_looked_at(tmp_path, train):
     seen = []
-    run = make(tmp_path, Ragged(ragged(8), 2, ragged(2)), OptimConfig(lr=1e300, warmup_steps=0), Transformer(MODEL),
+    run = make(tmp_path, Ragged(ragged(8), 2, ragged(2)), OptimConfig(lr=1e300, warmup_steps=0, weight_decay=0.0), Transformer(MODEL),
                steps=3, observe=lambda model, log, step: seen.append(step), **train)
     with pytest.raises(UserError, match=r"^step 1: .* is no longer finite at learning rate 1e\+300; nothing was saved, "
                                         "the last good checkpoint is .*step-000000; lower optim.lr"):

@@ -1,0 +1,51 @@
+"""A place where no run can be written is refused before anything is read or written, by training and by check in one line."""
+
+import os
+
+import pytest
+from commands import pretrain
+from running import module, refused
+
+from minialpaca import check
+from minialpaca.errors import UserError
+from minialpaca.storage import place
+from minialpaca.storage.place import refuse_unwritable
+
+FILES = (place.CONFIG, place.TOKENIZER, place.LABELS, place.METRICS, place.LOCK)
+FOLDERS = (place.CHECKPOINTS, place.BOARD, place.TOKENS)
+
+
+def test_what_is_not_there_yet_or_a_run_folder_is_fit(pretrained, tmp_path):
+    for folder in (tmp_path / "a" / "b", tmp_path, pretrained):
+        refuse_unwritable(folder, "mend it")
+    (tmp_path / "link").symlink_to(tmp_path)
+    refuse_unwritable(tmp_path / "link" / "run", "mend it")
+    assert [p.name for p in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_file_a_dead_link_and_a_long_name_are_no_place(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name, why in (("file", "file is no folder"), ("file/run", "file is no folder"), ("x" * 300, "file name too long"),
+                      ("link", f"link is a link to {tmp_path / 'gone'}, which is not there"), ("link/run", "which is not there")):
+        with pytest.raises(UserError) as raised:
+            refuse_unwritable(tmp_path / name, "mend it")
+        assert str(raised.value).startswith(f"{tmp_path / name}: cannot be a run folder: ") and f"{why}; mend it" in str(raised.value)
+
+
+def test_read_only_is_told_of_the_folder_that_is(tmp_path, monkeypatch):
+    (tmp_path / place.BOARD).mkdir()
+    for closed, asked in ((tmp_path, tmp_path), (tmp_path, tmp_path / "new"), (tmp_path / place.BOARD, tmp_path)):
+        monkeypatch.setattr(os, "access", lambda path, mode, closed=closed: path != closed)
+        with pytest.raises(UserError, match=f"cannot be written: {closed} is read-only for you; mend it"):
+            refuse_unwritable(asked, "mend it")
+
+
+@pytest.mark.parametrize("name", FILES + FOLDERS)
+def test_a_part_of_the_other_kind_is_refused_alike_by_training_and_by_check(name, pretrain_command, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).mkdir() if name in FILES else (run / name).write_text("mine")
+    said = refused(pretrain(pretrain_command, run), f"{run / name}: is not a {'file' if name in FILES else 'folder'}", "move it away")
+    assert said == refused(module(check.main, monkeypatch, *pretrain_command, f"run.dir={run}"))
+    assert [p.name for p in run.iterdir()] == [name]
