@@ -17,7 +17,7 @@ from minialpaca.adversarial import attack_on
 from minialpaca.config import AdapterConfig, AdversarialConfig, ModelConfig, TrainConfig
 from minialpaca.generate import generate
 from minialpaca.model import Transformer
-from minialpaca.peft import apply
+from minialpaca.peft import apply, use
 from minialpaca.trainer import Trainer
 
 CUDA = torch.device("cuda")
@@ -87,3 +87,18 @@ def test_a_recorded_step_says_what_the_model_says_and_is_recorded_once():
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == {"one row": True, "three rows": True, "three at once": True, "recorded": 4}
+
+
+@pytest.mark.parametrize("method", ["freeze", "lora", "houlsby", "prefix"])
+def test_an_adapter_goes_where_its_model_has_gone_meanwhile(method):
+    model, tokens_BT = tiny.model(), tiny.tokens(2, 7)
+    bare = model(tokens_BT)
+    adapter = apply(model, AdapterConfig(method, rank=2) if method == "lora" else AdapterConfig(method))
+    own = model(tokens_BT)
+    adapter.remove()
+    model.to(CUDA)
+    use(model, adapter)
+    torch.testing.assert_close(model(tokens_BT.to(CUDA)).cpu(), own)
+    model.cpu()
+    adapter.remove()
+    assert torch.equal(model(tokens_BT), bare)

@@ -4,6 +4,7 @@ What is pruned when is in budget.py. Axes: I inputs, O outputs of a Linear, R tr
 Q); (…, I) stands for any axes before the last.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -107,6 +108,10 @@ class AdaLoRA(Adapter):
 
     def layers(self) -> list[AdaLoRALinear]:
         return [swap.own for swap in self.wrappers()]
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        raise UserError("adapter: adalora plans over all its steps; call start(total_steps) before the first one")
 
     def start(self, total_steps: int) -> None:
         self.schedule = Schedule.of(self.cfg, len(self.wrappers()), total_steps)

@@ -62,9 +62,7 @@ class Adapter:
 
     def __init__(self, model: nn.Module, cfg: AdapterConfig, seed: int = 0, new: Sequence[nn.Module] = (),
                  idle: Sequence[nn.Module] = ()):
-        if active(model) is not None:
-            raise UserError(f"adapter.method = {cfg.method!r}: the model has an adapter already ({active(model).cfg.method}); "
-                            "take that one out first, or load a merged run (python -m minialpaca.merge)")
+        refuse_second(model, cfg.method)
         self.model, self.cfg = model, cfg
         self.outside = {part for module in (*new, *idle) for part in module.modules()}
         self.generator = torch.Generator().manual_seed(seed)
@@ -93,7 +91,7 @@ class Adapter:
         for parameter in self.base_parameters:
             parameter.requires_grad_(False)
         for swap in self.swaps:
-            swap.site.put(swap.own)
+            self._put(swap.site, swap.own)
         self.model.train(self.model.training)  # what was out meanwhile, or is new, drops as the model does
         setattr(self.model, IN_PLACE, self)
 
@@ -119,7 +117,7 @@ class Adapter:
         if self.is_merged:
             self.unmerge()
         for swap in reversed(self.swaps):
-            swap.site.put(swap.base)
+            self._put(swap.site, swap.base)
         for parameter in self.base_parameters:
             parameter.requires_grad_(True)
         setattr(self.model, IN_PLACE, None)
@@ -142,8 +140,16 @@ class Adapter:
         if not self.is_merged:
             raise UserError("adapter: is not merged")
         for swap in self.wrappers():
-            swap.site.put(swap.own)
+            self._put(swap.site, swap.own)
         self.is_merged = False
+
+    def _put(self, place: Site, it: nn.Module | nn.Parameter | None) -> None:
+        """Where it belongs. If the model was moved while it was out, it goes along: to its device, a parameter to its dtype, too."""
+        if isinstance(it, nn.Parameter):
+            it.data = it.data.to(place.found.device, place.found.dtype)
+        elif it is not None:
+            it.to(next(self.model.parameters()).device)
+        place.put(it)
 
     # ── what it consists of ──────────────────────────────────────────────────────────────────────
 
@@ -269,6 +275,14 @@ def use(model: nn.Module, adapter: Adapter | None) -> None:
         active(model).remove()
     if adapter is not None:
         adapter.install()
+
+
+def refuse_second(model: nn.Module, method: str) -> None:
+    """An adapter in the model, in a part of it, or around one."""
+    there = next((active(part).cfg.method for part in model.modules() if active(part)), None)
+    if there or any(isinstance(part, Wrapper) for part in model.modules()):
+        raise UserError(f"adapter.method = {method!r}: the model has an adapter already ({there or 'put into what it is a part of'}); "
+                        "take that one out first, or load a merged run (python -m minialpaca.merge)")
 
 
 def refuse_nothing(adapter: Adapter) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from minialpaca.config import AdapterConfig
 from minialpaca.errors import UserError
+from minialpaca.heads import Classifier
 from minialpaca.peft import active, apply, trained_rows, use
 
 TOKENS = tiny.tokens(3, 11)
@@ -313,3 +314,33 @@ def test_an_adapter_that_is_out_is_not_merged_and_none_goes_into_another_model()
     with pytest.raises(UserError, match="was made for another model"):
         use(other, first)
     assert active(other) is None and active(one) is second
+
+
+@every
+def test_a_model_that_was_cast_while_it_was_out_or_in_works_on(name):
+    model, adapter = put(name)
+    adapter.remove()
+    model.bfloat16()
+    use(model, adapter)
+    loss(model).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.trained().values())
+    model.double()
+    adapter.remove()
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert torch.equal(model(TOKENS), biased.model().bfloat16().double()(TOKENS))
+
+
+def test_none_is_put_around_another_or_into_a_part_that_has_one():
+    model = Classifier(tiny.model(), (3,), "last")
+    for inner, outer in ((model.backbone, model), (model, model.backbone)):
+        first = apply(inner, AdapterConfig("lora", rank=2), new=[model.heads] if inner is model else [])
+        with pytest.raises(UserError, match=rf"has an adapter already \({'lora' if inner is not model else 'put into'}"):
+            apply(outer, AdapterConfig("ia3"), new=[model.heads] if outer is model else [])
+        first.remove()
+
+
+def test_adalora_asks_for_its_number_of_steps():
+    model, adapter = put("adalora")
+    loss(model).backward()
+    with pytest.raises(UserError, match=r"call start\(total_steps\)"):
+        adapter.before_clip(1)
