@@ -6,7 +6,9 @@ with `compiled` no shape ever changes: the step is compiled once for a number of
 is recorded. The logits are the model's up to rounding; with matrices in int8, up to half a step of each row's scale.
 """
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,6 +22,8 @@ from minialpaca.model import MLP, Attention, Block, RMSNorm, Source, Transformer
 from minialpaca.peft import active
 from minialpaca.recorded import Recorded, Rooms
 
+PARTS = 32  # more than most machines have cores; more parts than cores cost nothing
+
 
 def quantised(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
     """W ≈ diag(s) Q,  Q_fd = round(W_fd / s_f) ∈ −127 … 127,  s_f = max_d |W_fd| / 127   [int8.1]
@@ -32,29 +36,47 @@ def quantised(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
     return (weight_FD / s_F1).round().to(torch.int8), s_F1
 
 
+def in_parts(weight_FD: Tensor, x_BD: Tensor) -> Tensor:
+    """W x: W's rows in parts, whose products are dealt out to all cores. One product of a matrix and a few rows keeps one of them busy."""
+    parts_NRD = weight_FD.view(PARTS, -1, weight_FD.shape[1])
+    return torch.bmm(parts_NRD, x_BD.T.expand(PARTS, -1, -1)).flatten(0, 1).T
+
+
+def by_sums(weight_FD: Tensor, x_1D: Tensor) -> Tensor:
+    """W x as (Σ_d W_fd x_d), which a compiler turns into one pass over W, whatever W is held in."""
+    wide = torch.promote_types(x_1D.dtype, torch.float32)
+    return (weight_FD.to(wide) * x_1D.to(wide)).sum(-1)[None].to(x_1D.dtype)
+
+
 class Held(nn.Module):
-    """A matrix as it is held: input-major (D, F), which a library multiplies one row by fastest; (F, D) where the compiler writes a row's
-    product out as sums (`by_sums`), which read memory half as fast again (docs/LOG.md); or in int8 with its rows' scales.
+    """A matrix W (F, D), or Q and its scales in int8, and W x by what reads it fastest where it is (docs/LOG.md).
+
+    compiled: a single row is done `by_sums`, unless a CPU does it `in_parts`, as all in fp32, for which F is filled up to whole parts.
+    Not compiled, what is in bf16 is held input-major (D, F), which the library's product of a row and a matrix reads faster.
     """
 
-    def __init__(self, weight_FD: Tensor, int8: bool, by_sums: bool = False):
+    def __init__(self, weight_FD: Tensor, int8: bool, compiled: bool):
         super().__init__()
-        self.int8, self.by_sums = int8, by_sums
+        self.int8, self.compiled, self.n_rows = int8, compiled, len(weight_FD)
+        self.parts = weight_FD.device.type == "cpu" and weight_FD.dtype in (torch.float32, torch.float64)
+        self.turned = not (self.parts or int8 or compiled)
+        held = F.pad(weight_FD, (0, 0, 0, -len(weight_FD) % PARTS)) if self.parts and len(weight_FD) % PARTS else weight_FD
         if int8:
-            weight_FD, scale_F1 = quantised(weight_FD)
-            self.register_buffer("scale_F", scale_F1[:, 0])
-        self.register_buffer("weight", weight_FD if int8 or by_sums else weight_FD.T.contiguous())
+            held, scale = quantised(held)
+            self.register_buffer("scale", scale[:, 0])
+        self.register_buffer("weight", held.T.contiguous() if self.turned else held)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """W x, in x's dtype."""
-        if not (self.int8 or self.by_sums):
+        if self.turned:
             return x_BD @ self.weight
-        if self.by_sums and len(x_BD) == 1:
-            wide = torch.promote_types(x_BD.dtype, torch.float32)
-            y_BF = (self.weight.to(wide) * x_BD.to(wide)).sum(-1)[None].to(x_BD.dtype)
+        if self.parts:
+            y_BF = in_parts(self.weight.to(x_BD.dtype), x_BD)
+        elif self.compiled and len(x_BD) == 1:
+            y_BF = by_sums(self.weight, x_BD)
         else:
             y_BF = F.linear(x_BD, self.weight.to(x_BD.dtype))
-        return y_BF * self.scale_F if self.int8 else y_BF
+        return (y_BF * self.scale if self.int8 else y_BF)[:, :self.n_rows]
 
 
 class Down(nn.Module):
@@ -71,15 +93,16 @@ class Down(nn.Module):
 class HeldBlock(nn.Module):
     """A block's matrices: rows of q, k and v below each other, those of gate and up, and the gains of its norms."""
 
-    def __init__(self, block: Block, int8: bool, by_sums: bool):
+    def __init__(self, block: Block, int8: bool, compiled: bool):
         super().__init__()
         attn, mlp = block.attn, block.mlp
         self.n_heads, self.n_kv_heads, self.d_head = attn.n_heads, attn.n_kv_heads, attn.d_head
+        self.look = look_by_sums if compiled and not attn.q_proj.weight.is_cuda else F.scaled_dot_product_attention
         self.attn_norm, self.mlp_norm = block.attn_norm, block.mlp_norm
-        self.qkv = Held(torch.cat([p.weight.detach() for p in (attn.q_proj, attn.k_proj, attn.v_proj)]), int8, by_sums)
-        self.o = Held(attn.o_proj.weight.detach(), int8, by_sums)
-        self.gate_up = Held(torch.cat([p.weight.detach() for p in (mlp.gate_proj, mlp.up_proj)]), int8, by_sums)
-        self.down = Down(Held(mlp.down_proj.weight.detach(), int8, by_sums))
+        self.qkv = Held(torch.cat([p.weight.detach() for p in (attn.q_proj, attn.k_proj, attn.v_proj)]), int8, compiled)
+        self.o = Held(attn.o_proj.weight.detach(), int8, compiled)
+        self.gate_up = Held(torch.cat([p.weight.detach() for p in (mlp.gate_proj, mlp.up_proj)]), int8, compiled)
+        self.down = Down(Held(mlp.down_proj.weight.detach(), int8, compiled))
 
     def forward(self, x_BD: Tensor, turn: tuple[Tensor, Tensor], place_1: Tensor, k_BGSK: Tensor, v_BGSK: Tensor,
                 end: int, may_look: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -89,11 +112,19 @@ class HeldBlock(nn.Module):
         turned = turned_by(qkv[:, :H + G], *turn)
         k_BGSK.index_copy_(2, place_1, turned[:, H:, None])
         v_BGSK.index_copy_(2, place_1, qkv[:, H + G:, None])
-        mix_BH1K = F.scaled_dot_product_attention(turned[:, :H, None], k_BGSK[:, :, :end], v_BGSK[:, :, :end],
-                                                  attn_mask=may_look, enable_gqa=G < H)
+        mix_BH1K = self.look(turned[:, :H, None], k_BGSK[:, :, :end], v_BGSK[:, :, :end], attn_mask=may_look, enable_gqa=G < H)
         x_BD = x_BD + self.o(mix_BH1K.flatten(1))
         gate_BF, up_BF = self.gate_up(self.mlp_norm(x_BD)).chunk(2, -1)
         return x_BD, gated_swish(gate_BF, up_BF)
+
+
+def look_by_sums(q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, attn_mask: Tensor, enable_gqa: bool = True) -> Tensor:
+    """`spelled_attention` (attention.1) of one query a row, its products as sums; called as PyTorch's own is. attn_mask is added."""
+    wide = torch.promote_types(q_BH1K.dtype, torch.float32)
+    q_BGJ1K = q_BH1K.to(wide).unflatten(1, (k_BGSK.shape[1], -1))  # J query heads look at one head of keys
+    scores_BGJS = (q_BGJ1K * k_BGSK[:, :, None].to(wide)).sum(-1) / math.sqrt(q_BH1K.shape[-1]) + attn_mask
+    map_BGJS = scores_BGJS.softmax(-1)
+    return (map_BGJS[..., None] * v_BGSK[:, :, None].to(wide)).sum(-2).flatten(1, 2)[:, :, None].to(q_BH1K.dtype)
 
 
 def turned_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -118,12 +149,12 @@ def compiled_call() -> Callable:
 class Step(nn.Module):
     """tokens (B,) behind those in the cache → logits (B, V), in fp32 at least. `call` says how a layer, and the head, is asked."""
 
-    def __init__(self, model: Transformer, int8: bool, by_sums: bool = False, call: Callable = call):
+    def __init__(self, model: Transformer, int8: bool, compiled: bool = False, call: Callable = call):
         super().__init__()
         self.call = call
         self.embed = model.embed
-        self.blocks = nn.ModuleList(HeldBlock(block, int8, by_sums) for block in model.layers)
-        self.head = nn.Sequential(model.final_norm, Held(model.lm_head.weight.detach(), int8, by_sums))
+        self.blocks = nn.ModuleList(HeldBlock(block, int8, compiled) for block in model.layers)
+        self.head = nn.Sequential(model.final_norm, Held(model.lm_head.weight.detach(), int8, compiled))
         wide = torch.float64 if model.embed.weight.dtype == torch.float64 else torch.float32
         places = torch.arange(model.cfg.max_seq_len, device=model.embed.weight.device, dtype=wide)
         cos, sin = rotary_angles(places, model.cfg.d_head, model.cfg.rope_theta)
@@ -160,7 +191,8 @@ class Stepper:
             raise ValueError("a Stepper takes a decoder without an adapter in it")
         self.model, self.cfg, self.embed, self.compiled = model.eval(), model.cfg, model.embed, compiled
         self.records = compiled and self.embed.weight.is_cuda
-        self.step = Step(model, int8, int8 or compiled, compiled_call() if self.records else call).eval()
+        self.step = Step(model, int8, compiled, compiled_call() if self.records else call).eval()
+        self.asked: set[tuple] = set()
         if compiled and not self.records:
             self.step = torch.compile(self.step, dynamic=False, fullgraph=True)
         self.rooms = Rooms(self.cfg, self.embed.weight.device, self.embed.weight.dtype)
@@ -190,9 +222,18 @@ class Stepper:
             return self.step(tokens_B, positions_B, place_1, cached, end, may_look)
 
         if not self.records:
-            return step(*inputs)
+            with self._unquestioned(*inputs) if self.compiled else contextlib.nullcontext():
+                return step(*inputs)
         cache.room.step = cache.room.step or Recorded(step, *inputs)
         return cache.room.step(*inputs)
+
+    def _unquestioned(self, *inputs: Tensor) -> contextlib.AbstractContextManager:
+        """What has been asked once in this form is not compared again with all that it was compiled for: a tenth of a token's time."""
+        form = (torch.is_inference_mode_enabled(), torch.is_grad_enabled(), *((x.shape, x.stride()) for x in inputs))
+        if form in self.asked:
+            return torch.compiler.set_stance("default", skip_guard_eval_unsafe=True)
+        self.asked.add(form)
+        return contextlib.nullcontext()
 
     def _window(self, real_BS: Tensor | None, place_1: Tensor, length: int, cache: KVCache) -> tuple[int, Tensor | None]:
         """How much of the cache is looked at, and which of it; compiled, all of it through a mask."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from minialpaca import recorded
 from minialpaca.config import AdapterConfig, ModelConfig, Sampling
-from minialpaca.decode import Stepper, is_plain, quantised, swift
+from minialpaca.decode import Held, Stepper, is_plain, look_by_sums, quantised, swift
 from minialpaca.errors import UserError
 from minialpaca.generate import generate, stream
 from minialpaca.heads import Classifier
@@ -70,6 +70,30 @@ def test_in_bf16_the_logits_are_fp32_and_near():
     model = long().bfloat16()
     step, whole = said(Stepper(model), PROMPTS, 8), said(model, PROMPTS, 8)
     assert step.dtype == torch.float32 and (step - whole).abs().max() < 0.1 * whole.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_however_a_matrix_is_held_it_multiplies_alike(rows, compiled):
+    """53 rows of a matrix are no whole number of parts."""
+    weight, x = tiny.normal(53, 12, seed=1), tiny.normal(rows, 12, seed=2)
+    torch.testing.assert_close(Held(weight, False, compiled)(x), x @ weight.T, rtol=1e-13, atol=1e-13)
+    q, s = quantised(weight)
+    torch.testing.assert_close(Held(weight, True, compiled)(x), x @ (q * s).T, rtol=1e-13, atol=1e-13)
+    short_weight, short_x = weight.bfloat16(), x.bfloat16()
+    for int8, exact in ((False, short_weight), (True, (quantised(short_weight)[0] * quantised(short_weight)[1]))):
+        found = Held(short_weight, int8, compiled)(short_x)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, (short_x.double() @ exact.double().T).bfloat16(), rtol=2**-5, atol=2**-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6])
+def test_attention_by_sums_is_attention(heads):
+    q, k, v = tiny.normal(3, 6, 1, 5, seed=1), tiny.normal(3, heads, 11, 5, seed=2), tiny.normal(3, heads, 11, 5, seed=3)
+    may_look = torch.where(tiny.normal(3, 1, 1, 11, seed=4) > -0.5, 0.0, -torch.inf)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=may_look.double(), enable_gqa=True)
+    torch.testing.assert_close(look_by_sums(q, k, v, may_look), wanted, rtol=1e-13, atol=1e-13)
+    assert look_by_sums(q.bfloat16(), k.bfloat16(), v.bfloat16(), may_look).dtype == torch.bfloat16
 
 
 # ── recorded ─────────────────────────────────────────────────────────────────────────────────────
@@ -202,6 +226,11 @@ plain, compiled = Stepper(model, {int8}), Stepper(model, {int8}, compiled=True)
 for n, new in ((5, 20), (9, 30), (1, 47)):
     prompt = [tiny.tokens(n, seed=n).tolist()]
     assert generate(plain, prompt, -1, new) == generate(compiled, prompt, -1, new), (n, new)
+torch._dynamo.config.error_on_recompile = False
+prompts = [tiny.tokens(n, seed=n).tolist() for n in (4, 7, 7)]
+for _ in range(2):  # padded and not in turns: as many rows, and other inputs
+    for some in (prompts, prompts[1:], prompts[1:] + prompts[1:2]):
+        assert generate(plain, some, -1, 20) == generate(compiled, some, -1, 20), some
 print("same")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)

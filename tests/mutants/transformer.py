@@ -135,6 +135,12 @@ of("model:init_std", "model/test_parameters.py::test_initial_weights_have_the_sp
 of("decode:quantised", "test_decode.py::test_rows_are_rounded_to_a_scale_of_their_own",
    ("keepdim=True) / 127", "keepdim=True) / 128"), ("amax(-1, ", "amax(0, "), (".abs()", ""), (".round()", ""), ("s_F1 == 0, 1", "s_F1 == 0, 0.5"))
 
+of("decode:look_by_sums", "test_decode.py::test_attention_by_sums_is_attention[2]",
+   ("/ math.sqrt(q_BH1K.shape[-1])", "/ q_BH1K.shape[-1]"), (" + attn_mask", ""), ("softmax(-1)", "softmax(-2)"), ("(k_BGSK.shape[1], -1)", "(-1, k_BGSK.shape[1])"))
+
+of("decode:Held.forward", "test_decode.py::test_however_a_matrix_is_held_it_multiplies_alike[True-3]",
+   ("y_BF * self.scale if self.int8", "y_BF if self.int8"), ("[:, :self.n_rows]", ""))
+
 of("decode:turned_by", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]",
    ("wide * cos + swapped * sin", "wide * cos - swapped * sin"), (".flip(-1)", ".flip(-2)"))
 
