@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from minialpaca import classify, parallel, run, scripts
+from minialpaca import classify, parallel, run, scripts, signals
 from minialpaca.adversarial import attack_on
 from minialpaca.data.instructions import prompt_ids
 from minialpaca.errors import command
@@ -41,13 +41,14 @@ from minialpaca.trainer import Trainer
 
 
 @command
+@signals.left()
 @parallel.joined()
 def main(arguments: list[str] | None = None) -> None:
     settings = asked(arguments)
     device = run.pick_device(settings.run.device)
     run.refuse_merged(Path(settings.run.dir))
     settings, base_settings = with_base_model(settings)
-    tokenizer = Tokenizer.load(Path(settings.base.run) / run.TOKENIZER)
+    tokenizer = run.tokenizer_of(Path(settings.base.run))
     refuse_other_world(settings, base_settings)
     folder, labels = Path(settings.run.dir), settings.task.name == "classification"
     with run.opened(folder, settings.run.resume):

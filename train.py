@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minialpaca import parallel, run, scripts
+from minialpaca import parallel, run, scripts, signals
 from minialpaca.adversarial import attack_on
 from minialpaca.data import corpus
 from minialpaca.data.noise import mask_tokens
@@ -35,6 +35,7 @@ from minialpaca.trainer import Trainer
 
 
 @command
+@signals.left()
 @parallel.joined()
 def main(arguments: list[str] | None = None) -> None:
     settings = asked(arguments)
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     corpus.size(settings.data)  # every file is looked for before anything is written
     folder = Path(settings.run.dir)
     with run.opened(folder, settings.run.resume) as exists:
-        tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
+        tokenizer = run.tokenizer_of(folder) if exists else make_tokenizer(settings)
         settings = with_vocabulary(settings, tokenizer)
         recipe = run.refuse_other_recipe(folder, settings, tokenizer)
         scripts.show_settings(settings)

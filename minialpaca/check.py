@@ -20,7 +20,8 @@ USAGE = "usage: python -m minialpaca.check CONFIG.toml | DATAFILE | RUN [section
 def asked() -> tuple[Path, list[str]]:
     """What to look at, and what to change of its config."""
     arguments = sys.argv[1:]
-    places, changes = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+    places = [a for a in arguments if "=" not in a or Path(a).exists()]
+    changes = [a for a in arguments if a not in places]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\n{USAGE}")
         sys.exit(0)
@@ -51,7 +52,6 @@ from minialpaca.storage.place import TOKENS, refuse_unwritable
 from minialpaca.tasks.classification import Classification
 from minialpaca.tasks.instruction import Instruction
 from minialpaca.tasks.pretrain import TASKS
-from minialpaca.tokenizer import Tokenizer
 from minialpaca.trainer import Trainer
 
 TAKEN = 2  # steps; the first warms up, the second is timed
@@ -74,11 +74,11 @@ def main() -> None:
 def form_of(path: Path, changes: Sequence[str] = ()) -> type:
     """Which script's config it is, told by the sections that the other one's does not have, or else by its first line."""
     table = config.read_toml(path)
-    sections = table.keys() | {change.partition(".")[0].strip() for change in changes}
-    if {"base", "task", "classes", "adapter"} & sections:
-        return FinetuneConfig
-    if {"tokenizer", "objective", "model"} & sections:
-        return PretrainConfig
+    for sections in (table.keys(), {change.partition(".")[0].strip() for change in changes}):  # the file's own decide first
+        if {"base", "task", "classes", "adapter"} & sections:
+            return FinetuneConfig
+        if {"tokenizer", "objective", "model"} & sections:
+            return PretrainConfig
     first = (path.read_text(encoding="utf-8-sig").splitlines() or [""])[0]
     if "finetune.py" in first or "train.py" in first:
         return FinetuneConfig if "finetune.py" in first else PretrainConfig
@@ -94,7 +94,10 @@ def check_config(path: Path, changes: Sequence[str]) -> None:
         show_trainer(*prepared_tuning(settings))
         return
     with tempfile.TemporaryDirectory(prefix="minialpaca-check-") as scratch:
-        show_trainer(*prepared_pretraining(settings, Path(scratch)))
+        try:
+            show_trainer(*prepared_pretraining(settings, Path(scratch)))
+        except UserError as error:  # what is named is to be there afterwards
+            raise UserError(str(error).replace(scratch, settings.run.dir)) from None
 
 
 def prepared_pretraining(settings: PretrainConfig, scratch: Path) -> tuple[PretrainConfig, Trainer, str]:
@@ -103,9 +106,11 @@ def prepared_pretraining(settings: PretrainConfig, scratch: Path) -> tuple[Pretr
     n_bytes = corpus.size(settings.data)
     refuse_unwritable(folder, run.MEND)
     exists = run.holds_run(folder, settings.run.resume)
-    tokenizer = Tokenizer.load(folder / run.TOKENIZER) if exists else make_tokenizer(settings)
+    tokenizer = run.tokenizer_of(folder) if exists else make_tokenizer(settings)
     settings = with_vocabulary(settings, tokenizer)
     recipe = run.refuse_other_recipe(folder, settings, tokenizer)
+    if exists:
+        corpus.look(folder / TOKENS, tokenizer)
     documents = sum(ends for _, ends in corpus.parts(settings.data, settings.data.source))
     task, model = TASKS[settings.objective.name](settings, tokenizer, scratch / TOKENS), run.build(settings, device)
     print(f"data: {documents:,} documents, {n_bytes:,} bytes, {len(task.train):,} training tokens, {len(task.val):,} held out; "
@@ -119,7 +124,7 @@ def prepared_tuning(settings: FinetuneConfig) -> tuple[FinetuneConfig, Trainer, 
     device, folder = run.pick_device(settings.run.device), Path(settings.run.dir)
     run.refuse_merged(folder)
     settings, base_settings = with_base_model(settings)
-    tokenizer = Tokenizer.load(Path(settings.base.run) / run.TOKENIZER)
+    tokenizer = run.tokenizer_of(Path(settings.base.run))
     refuse_other_world(settings, base_settings)
     run.holds_run(folder, settings.run.resume)
     recipe = run.refuse_other_recipe(folder, settings, tokenizer)
@@ -141,6 +146,7 @@ def show_trainer(settings, trainer: Trainer, what: str) -> None:
     if trainer.adapter:
         show_trained(trainer.adapter)
     print(trainer.memory())
+    trainer.refuse_hopeless()
     steps = min(TAKEN, trainer.total_steps)
     for _ in range(steps):
         started = time.perf_counter()
@@ -176,9 +182,10 @@ def read_as(path: Path, changes: Sequence[str]) -> tuple[str, list[int]]:
     name = path.name.removesuffix(".gz")
     first = next(read_objects(path, faults=[]), ("", {}))[1] if name.endswith((".json", ".jsonl")) else {}
     if "instruction" in first:
+        config.load(FinetuneConfig, None, changes)  # a change is refused as a run would
         return "instructions in Alpaca's form", [len(row.instruction + row.input + row.output) for row in read_rows([str(path)])]
     text = corpus_settings(path, changes)
-    if text and (name.endswith(".txt") or isinstance(first.get(text.text_field), str) and "label" not in first):
+    if text and (name.endswith(".txt") or text.text_field in first and "label" not in first):
         return f"text for pretraining, data.documents = {text.documents}", document_lengths(text)
     classes = config.load(FinetuneConfig, None, changes).classes
     return "labelled texts", [len(row.text) for row in read_texts([str(path)], classes)]
@@ -194,9 +201,10 @@ def corpus_settings(path: Path, changes: Sequence[str]) -> config.CorpusConfig |
 def document_lengths(settings: config.CorpusConfig) -> list[int]:
     lengths, held = [], 0
     for text, ends in corpus.parts(settings, settings.source):
-        held += len(text)
-        if ends:
+        held += len(text) if text.strip() else 0
+        if ends and held:
             lengths.append(held)
+        if ends:
             held = 0
     if not lengths:
         raise UserError(f"{settings.source[0]}: holds no text")

@@ -123,7 +123,7 @@ def load_labeller(folder: str | Path, which: str = "best", device: torch.device 
     if not isinstance(settings, FinetuneConfig) or settings.task.name != "classification":
         raise UserError(f"{folder}: holds no classifier; give the run.dir of a finetune.py run with "
                         "task.name = classification")
-    tokenizer, groups = Tokenizer.load(folder / run.TOKENIZER), read_groups(folder, settings.classes)
+    tokenizer, groups = run.tokenizer_of(folder), read_groups(folder, settings.classes)
     model = classifier(settings, run.build(settings), groups)
     place = run.weights_of(folder, which)
     refuse_other_labels(folder, place, settings, groups)

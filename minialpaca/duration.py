@@ -8,8 +8,7 @@ LONGEST = 1 << 53
 
 def refuse_endless(train: TrainConfig, optim: OptimConfig, batches_per_epoch: int) -> None:
     """Counts that a float does not hold exactly: nobody sees their end, and the arithmetic of rates overflows."""
-    counts = {"train.steps": train.steps, "train.accumulation": train.accumulation, "optim.warmup_steps": optim.warmup_steps,
-              "train.epochs": 0 if train.steps else train.epochs * batches_per_epoch}
+    counts = {"train.steps": train.steps, "optim.warmup_steps": optim.warmup_steps, "train.epochs": 0 if train.steps else train.epochs * batches_per_epoch}
     for name, count in counts.items():
         if count > LONGEST:
             raise UserError(f"{name}: asks for more than 2⁵³ steps; give a number that comes to an end")

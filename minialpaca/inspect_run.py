@@ -5,11 +5,12 @@ from pathlib import Path
 
 from minialpaca import classify, config, run
 from minialpaca.config import FinetuneConfig
+from minialpaca.data import corpus
 from minialpaca.data.token_file import TokenFile
 from minialpaca.errors import UserError
+from minialpaca.log import kept
 from minialpaca.storage import checkpoint
-from minialpaca.storage.place import TOKENS
-from minialpaca.tokenizer import Tokenizer
+from minialpaca.storage.place import METRICS, TOKENS
 from minialpaca.trainer import Trainer
 
 BINS, WIDTH = 8, 40
@@ -35,8 +36,8 @@ def verdict(folder: Path, trainer: Trainer) -> str:
     if place is None:
         return "would go on from its newest whole checkpoint: the pointer `last` is lost" if checkpoint.steps(folder) else \
             "would begin anew: the run has no checkpoint yet"
-    checkpoint.find(folder, "best")  # a broken pointer is refused there, too
     trainer.refuse_unfit()
+    kept(folder / METRICS, checkpoint.read_state(place).get("step", 0))
     state = trainer.keeper.counters(checkpoint.read_state(place), trainer.state)
     if state["stopped_early"] or state["step"] >= trainer.total_steps:
         return f"is finished at step {state['step']:,}; the same command would only show its results"
@@ -52,6 +53,7 @@ def show_run(folder: Path, changes: Sequence[str]) -> None:
     print(f"{folder}: a run of {'finetune.py' if tuned else 'train.py'}, "
           f"{settings.task.name if tuned else settings.objective.name}"
           + (f", adapter {settings.adapter.method}" if tuned and settings.adapter.method != "none" else ""))
+    tokenizer = run.tokenizer_of(folder)
     damaged = show_checkpoints(folder)
     labels = tuned and settings.task.name == "classification"
     if not damaged and checkpoint.find(folder) and labels:
@@ -65,6 +67,11 @@ def show_run(folder: Path, changes: Sequence[str]) -> None:
         left = "merged: a whole model, which is not gone on with" if state.get("merged") else "stopped early" if state.get("stopped_early") else "steps left: unknown, its data say how many" if total is None else \
             f"{max(0, total - state['step']):,} of {total:,} steps left"
         print(f"step {state['step']:,}, best {settings.train.best_by} {told_best(state.get('best'))}, {left}")
+        kept(folder / METRICS, state["step"])
+        if not tuned:
+            corpus.look(folder / TOKENS, tokenizer)
+    elif not place and checkpoint.steps(folder):
+        print("the pointer `last` is lost; the run's next start finds it again")
     if damaged:
         raise UserError(f"{folder}: {len(damaged)} damaged checkpoint{'s'[:len(damaged) > 1]}: {'; '.join(damaged.values())}")
 
@@ -90,6 +97,8 @@ def show_checkpoints(folder: Path) -> dict[Path, str]:
         try:
             checkpoint.verify(place)
         except UserError as error:
+            if not place.exists():  # by a run that goes on meanwhile
+                continue
             damaged[place] = str(error)
         print(f"  {place.name}  {'damaged' if place in damaged else 'whole'}  {', '.join(names.get(place, []))}".rstrip())
     if not checkpoint.steps(folder):
@@ -105,6 +114,6 @@ def steps_of(folder: Path, settings: config.PretrainConfig | FinetuneConfig, pro
     tokens = folder / TOKENS / "train.bin"
     if isinstance(settings, FinetuneConfig) or not tokens.is_file():
         return None
-    n = max(1, (len(TokenFile(tokens, Tokenizer.load(folder / run.TOKENIZER))) - settings.model.max_seq_len) // settings.model.max_seq_len)
+    n = max(1, (len(TokenFile(tokens, run.tokenizer_of(folder))) - settings.model.max_seq_len) // settings.model.max_seq_len)
     batches = max(1, round(train.epochs * -(-n // train.batch_size)))
     return -(-batches // (train.accumulation * processes))

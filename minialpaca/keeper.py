@@ -44,6 +44,8 @@ class Keeper:
     def refuse_unfit(self, state: dict) -> None:
         """What `resume` would refuse, before anything of the run is touched."""
         if place := checkpoint.find(self.folder):
+            if (best := checkpoint.find(self.folder, "best")) and best != place:
+                checkpoint.verify(best)  # or the end of the run would find it out
             run.refuse_unfit(self.saved, place, self.task.tokenizer_sha256)
             self._refuse_others(place, checkpoint.read_state(place), state)
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from minialpaca import parallel
 from minialpaca.errors import UserError, reason
-from minialpaca.storage.place import BOARD, METRICS
+from minialpaca.storage.place import BOARD, METRICS, PART
 
 PLAIN_LINE_EVERY = 15.0  # seconds between plain progress lines where the output is no terminal
 
@@ -73,6 +73,24 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def kept(path: Path, step: int) -> tuple[list[bytes], str]:
+    """The lines of a log up to a step, and what is to be said of it; a line that is no record of a step is refused."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if not step:
+        return [], f"note: {path}: its {len(lines):,} records are of a run that has no checkpoint and begins anew" * (len(lines) > 1)
+    steps = [_step_of(path, line, i) if line.endswith(b"\n") else math.inf for i, line in enumerate(lines, 1)]
+    lost = step + 1 - len({its for its in steps if 0 <= its <= step})
+    note = f"note: {path}: has lost {lost:,} of the {step + 1:,} records before its checkpoint; the run goes on without them" if lost else ""
+    return [line for line, its in zip(lines, steps) if its <= step], note
+
+
+def _step_of(path: Path, line: bytes, number: int) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        raise UserError(f"{path}, line {number}: is no record of a step; mend it or remove the line") from None
+
+
 class RunLog:
     """The log of one run folder, going on behind `step` if there is one already."""
 
@@ -85,23 +103,16 @@ class RunLog:
             self.file = open(self.path, "a", encoding="utf-8")
             self.board = SummaryWriter(str(folder / BOARD), purge_step=step + 1 if step else 0)
         except OSError as error:
-            raise UserError(f"{folder}: the log cannot be written: {reason(error)}") from None
+            raise UserError(f"{folder}: the log cannot be written: {reason(error)}; let it be written, or choose another run.dir") from None
 
     def _forget_after(self, step: int) -> None:
         """Drop what a killed run logged after its last checkpoint; those steps are about to be repeated."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if step and self.path.exists() else []
-        steps = [self._step_of(line, i) if line.endswith(b"\n") else math.inf for i, line in enumerate(lines, 1)]
-        if lost := step and len({*range(step + 1)} - {*steps}):
-            print(f"note: {self.path}: has lost {lost:,} of the {step + 1:,} records before its checkpoint; the run goes on without them")
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_bytes(b"".join(line for line, its in zip(lines, steps) if its <= step))
+        lines, note = kept(self.path, step)
+        if note:
+            print(note)
+        part = self.path.with_name(self.path.name + PART)
+        part.write_bytes(b"".join(lines))
         os.replace(part, self.path)
-
-    def _step_of(self, line: bytes, number: int) -> int:
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-            raise UserError(f"{self.path}, line {number}: is no record of a step; mend it or remove the line") from None
 
     def metrics(self, record: dict[str, float]) -> None:
         """One line in metrics.jsonl, one point in each TensorBoard curve."""

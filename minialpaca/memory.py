@@ -30,7 +30,9 @@ Gradients come while activations go, so one micro-batch needs the larger of the 
 adversarial pass, the gradients stay and are added. The embedding's own gradient 4VD exists beside that of the head it is tied to.
 """
 
+import contextlib
 import dataclasses
+import os
 from dataclasses import dataclass
 
 import torch
@@ -304,6 +306,17 @@ def is_exhausted(error: BaseException) -> bool:
     said = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said))
+
+
+def there(device: torch.device) -> int | None:
+    """Bytes of memory that the device, or for a CPU the machine, has in all; None where nobody says so."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else None
+
+
+HOPELESS = 1.25  # times the memory that is there: what the estimate may be wrong by
 
 
 def knobs(batch_size: int, accumulation: int, recompute: bool, adapted: bool) -> str:

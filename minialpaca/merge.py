@@ -37,7 +37,6 @@ from minialpaca.model import Transformer
 from minialpaca.peft import METHODS, active
 from minialpaca.storage import checkpoint
 from minialpaca.storage.place import refuse_unwritable
-from minialpaca.tokenizer import Tokenizer
 
 ELSEWHERE = "name another folder for the merged run"
 
@@ -58,9 +57,9 @@ def merged_state(model: nn.Module, backbone: Transformer) -> tuple[dict[str, tor
 
 def refuse_place(source: Path, out: Path) -> None:
     """The adapter's run stays as it is, and nothing else is written over."""
-    refuse_unwritable(out, ELSEWHERE)
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out}: is {source} or lies in it, whose adapter stays as it is; {ELSEWHERE}")
+    refuse_unwritable(out, ELSEWHERE)
     for around in out.resolve().parents:
         if (around / run.CONFIG).exists():
             raise UserError(f"{out}: lies in {around}, which is a run, whose files are its own; {ELSEWHERE}")
@@ -77,7 +76,7 @@ def merge(source: Path, out: Path, which: str) -> float:
     if beside := METHODS[settings.adapter.method].beside:
         raise UserError(f"{source}: {settings.adapter.method} {beside}; keep the adapter beside its base")
     refuse_place(source, out)
-    tokenizer, place = Tokenizer.load(source / run.TOKENIZER), run.weights_of(source, which)
+    tokenizer, place = run.tokenizer_of(source), run.weights_of(source, which)
     backbone = run.build(settings).eval()
     groups = classify.read_groups(source, settings.classes) if settings.task.name == "classification" else None
     if groups:

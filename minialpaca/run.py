@@ -13,12 +13,12 @@ from torch import nn
 from minialpaca import config, parallel
 from minialpaca.config import FinetuneConfig, PretrainConfig, is_device
 from minialpaca.data.instructions import PROMPTS_ID
-from minialpaca.errors import UserError, reason
+from minialpaca.errors import Stopped, UserError, reason
 from minialpaca.heads import backbone_weights
 from minialpaca.model import Transformer
 from minialpaca.peft import METHODS, Adapter, apply
 from minialpaca.storage import checkpoint, lock, recipe
-from minialpaca.storage.place import CONFIG, METRICS, TOKENIZER, refuse_unwritable
+from minialpaca.storage.place import CONFIG, METRICS, PART, PROBE, TOKENIZER, refuse_unwritable
 from minialpaca.tokenizer import Tokenizer
 
 MEND = "choose another run.dir"
@@ -43,14 +43,14 @@ def opened(folder: Path, resume: str, mend: str = MEND) -> Iterator[bool]:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock.held(folder))
             _sweep(folder)
-            probe = folder / ".probe"
+            probe = folder / PROBE
             probe.write_text("")
             probe.unlink()
         except OSError as error:
             raise UserError(f"{folder}: the run folder cannot be written: {reason(error)}; {mend}") from None
         try:
             yield holds_run(folder, resume)
-        except (UserError, OSError):
+        except (UserError, OSError, Stopped):
             if not (folder / CONFIG).exists():
                 _remove(set(folder.iterdir()) - before, made)
             raise
@@ -60,7 +60,7 @@ def _sweep(folder: Path) -> None:
     """What dead runs left half-written. Whoever held the lock before is gone."""
     checkpoint.recover(folder)
     for name in (CONFIG, METRICS):
-        (folder / f"{name}.part").unlink(missing_ok=True)
+        (folder / (name + PART)).unlink(missing_ok=True)
 
 
 def holds_run(folder: Path, resume: str) -> bool:
@@ -70,7 +70,7 @@ def holds_run(folder: Path, resume: str) -> bool:
         raise UserError(f"{folder}: holds a run without its {TOKENIZER}; put it back, or {MEND}")
     if exists and resume == "never":
         raise UserError(f"{folder}: holds a run already; choose another run.dir, delete it, or set run.resume=auto")
-    if not exists and checkpoint.steps(folder):
+    if not exists and (checkpoint.steps(folder) or any((folder / checkpoint.FOLDER / name).exists() for name in ("last", "best"))):
         raise UserError(f"{folder}: holds checkpoints and no {CONFIG}, which says what they are of; put it back, or choose "
                         "another run.dir")
     return exists
@@ -93,7 +93,7 @@ def refuse_other_recipe(folder: Path, settings, tokenizer: Tokenizer) -> recipe.
         raise UserError(f"{folder}: holds a run of {'finetune.py' if isinstance(old, FinetuneConfig) else 'train.py'}; "
                         "choose another run.dir")
     goes_on = recipe.continued(folder, old, settings)
-    if Tokenizer.load(folder / TOKENIZER).sha256 != tokenizer.sha256:
+    if tokenizer_of(folder).sha256 != tokenizer.sha256:
         raise UserError(f"{folder / TOKENIZER}: is not the tokenizer of this run's data; choose another run.dir")
     if place := checkpoint.find(folder):  # before token files are written with another one
         _refuse_other_tokenizer(place, tokenizer.sha256)
@@ -117,7 +117,7 @@ def keep(folder: Path, settings, tokenizer: Tokenizer) -> None:
     if begun and recipe.of(settings_of(folder), 1) == recipe.of(settings, 1):
         parallel.meet()
         return
-    part, place = folder / (CONFIG + ".part"), folder / TOKENIZER
+    part, place = folder / (CONFIG + PART), folder / TOKENIZER
     try:
         if not begun:
             tokenizer.save(place)
@@ -143,6 +143,11 @@ def settings_of(folder: Path) -> PretrainConfig | FinetuneConfig:
     if not settings.model.vocab_size:  # a run writes it out whatever was given
         raise UserError(f"{folder / CONFIG}: says no model.vocab_size, so it is not what the run wrote; it was changed or damaged")
     return settings
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """The one that a run was begun with."""
+    return Tokenizer.load(folder / TOKENIZER, "put back the one that the run wrote")
 
 
 def _is_run(folder: Path) -> bool:
@@ -183,7 +188,7 @@ def load(folder: str | Path, which: str = "best", device: torch.device | str = "
     """The model of a run, ready to answer, and its tokenizer. `changes` go to its ModelConfig (dropout, context)."""
     folder = Path(folder)
     settings = settings_of(folder)
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    tokenizer = tokenizer_of(folder)
     model = build(settings, **changes)
     load_trained(model, model, settings, weights_of(folder, which), tokenizer.sha256)
     return model.to(device).eval(), tokenizer
@@ -221,7 +226,7 @@ def load_adapter(folder: str | Path, model: Transformer, which: str = "best") ->
     _refuse_other_prompts(place)
     adapter = adapted(model, model, settings)
     adapter.remove()
-    load_weights(adapter, place, Tokenizer.load(folder / TOKENIZER).sha256)
+    load_weights(adapter, place, tokenizer_of(folder).sha256)
     return adapter
 
 

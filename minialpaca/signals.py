@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from minialpaca.errors import Stopped
+
 
 class Stop:
     """Whether somebody has asked for it, and how."""
@@ -21,6 +23,24 @@ class Stop:
         print(f"\n{self.asked}: the step will end and be saved; once more leaves at once", file=sys.stderr, flush=True)
         for one in (signal.SIGINT, signal.SIGTERM):
             signal.signal(one, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def left() -> Iterator[None]:
+    """Within, outside of the steps, a request to stop leaves at once, with the exit code of one: before them there is nothing to
+    save, behind them everything is saved.
+    """
+    def leave(number: int, frame) -> None:
+        raise Stopped(f"{signal.Signals(number).name}: stopped outside of the steps; nothing that was trained is lost, and the same command goes on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

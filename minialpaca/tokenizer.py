@@ -35,11 +35,11 @@ TRICKY = "\n\n  two spaces\ttab … ＡＢＣ 全角 漢字 😀 ▁ </s><pad>##
 class Tokenizer:
     """A SentencePiece model and its bytes."""
 
-    def __init__(self, model: bytes, name: str = "tokenizer"):
+    def __init__(self, model: bytes, name: str = "tokenizer", mend: str = "give a .model file"):
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError):
-            raise UserError(f"{name}: is not a SentencePiece model; give a .model file") from None
+            raise UserError(f"{name}: is not a SentencePiece model; {mend}") from None
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.vocab_size = self._pieces.get_piece_size()
@@ -56,15 +56,15 @@ class Tokenizer:
         self._seen = Remembered(lambda word: self._continue(" " + word))  # word behind a space → ids of both
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a .model file and refuse one that loses text."""
+    def load(cls, path: str | Path, mend: str = "give a SentencePiece .model file") -> "Tokenizer":
+        """Read a .model file and refuse one that loses text. `mend`: what to do where it is none."""
         try:
             model = Path(path).read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: tokenizer cannot be read: {reason(error)}; give a SentencePiece .model file") from None
+            raise UserError(f"{path}: tokenizer cannot be read: {reason(error)}; {mend}") from None
         if not model:  # SentencePiece takes it, and complains on stderr at the first question
-            raise UserError(f"{path}: is empty; give a SentencePiece .model file")
-        tokenizer = cls(model, str(path))
+            raise UserError(f"{path}: is empty; {mend}")
+        tokenizer = cls(model, str(path), mend)
         for text in (TRICKY, " a", "a"):
             back = tokenizer.decode(tokenizer.encode(text))
             if back != text:

@@ -27,6 +27,7 @@ from minialpaca.precision import LossScaler
 from minialpaca.shards import local
 from minialpaca.signals import Stop, heard
 from minialpaca.spread import Copies
+from minialpaca.storage import space
 from minialpaca.storage.recipe import Recipe
 from minialpaca.tasks import Task
 from minialpaca.transfer import queues
@@ -117,8 +118,15 @@ class Trainer:
             self._keep(Shards(self.model, self.adapter, self.device))
 
     def refuse_unfit(self) -> None:
-        """A run that cannot be continued with this model, adapter and data."""
+        """A run that cannot be continued with this model, adapter and data, or is too large for the machine."""
         self.keeper.refuse_unfit(self.state)
+        self.refuse_hopeless()
+
+    def refuse_hopeless(self) -> None:
+        """A step that the machine's memory will not hold by far."""
+        needed, there = self.memory().peak if self.task.longest()[0] else 0, memory.there(self.device)
+        if there and needed > memory.HOPELESS * there:
+            raise UserError(f"memory: a step takes about {space.in_words(needed)}, and {self.device} has {space.in_words(there)}; {self._knobs()}")
 
     # ── the whole run ────────────────────────────────────────────────────────────────────────────
 
@@ -189,9 +197,11 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not memory.is_exhausted(error):
                 raise
-            advice = memory.knobs(self.train.batch_size, self.train.accumulation, self.train.recompute, self.adapter is not None)
-            raise UserError(f"{where}: the memory of {self.device} is exhausted; {advice}, in another run.dir; the last good checkpoint is "
+            raise UserError(f"{where}: the memory of {self.device} is exhausted; {self._knobs()}, in another run.dir; the last good checkpoint is "
                             f"{self.keeper.last_good()}") from None
+
+    def _knobs(self) -> str:
+        return memory.knobs(self.train.batch_size, self.train.accumulation, self.train.recompute, self.adapter is not None)
 
     def _try_step(self) -> dict[str, float] | None:
         """One optimiser step over `accumulation` micro-batches; None where its gradient overflowed."""

@@ -6,7 +6,7 @@ import pytest
 
 from minialpaca import log
 from minialpaca.errors import UserError
-from minialpaca.log import PlainBar, RunLog, progress, table, visible
+from minialpaca.log import PlainBar, RunLog, kept, progress, table, visible
 
 
 class Clock:
@@ -97,6 +97,20 @@ def test_lines_that_somebody_took_away_are_counted(tmp_path, there, lost, capsys
     RunLog(tmp_path, 3).close()
     said = capsys.readouterr().out
     assert f"has lost {lost} records" in said if lost else said == ""
+
+
+def test_a_step_that_nobody_reached_is_counted_at_once(tmp_path):
+    (tmp_path / "m").write_bytes(b'{"step": 0}\n{"step": 1}\n{"step": 1}\n')
+    lines, note = kept(tmp_path / "m", 1 << 52)
+    assert len(lines) == 3 and f"has lost {(1 << 52) - 1:,} of" in note
+
+
+def test_records_of_a_run_without_a_checkpoint_are_spoken_of(tmp_path):
+    (tmp_path / "m").write_bytes(b'{"step": 0}\n{"step": 1}\n')
+    lines, note = kept(tmp_path / "m", 0)
+    assert lines == [] and "its 2 records are of a run that has no checkpoint and begins anew" in note
+    (tmp_path / "m").write_bytes(b'{"step": 0}\n')
+    assert kept(tmp_path / "m", 0) == kept(tmp_path / "none", 0) == ([], "")
 
 
 def test_a_run_from_the_beginning_forgets_everything(tmp_path):

@@ -6,10 +6,10 @@ import pytest
 import tiny
 import torch
 from commands import pretrain
-from running import refused
+from running import module, refused
 
 from benchmarks.runs import alone
-from minialpaca import memory, precision
+from minialpaca import check, memory, precision
 from minialpaca.config import AdapterConfig, ModelConfig
 from minialpaca.model import Transformer
 from minialpaca.peft import apply
@@ -158,6 +158,15 @@ def test_another_runtime_error_is_not_taken_for_memory(pretrain_command, tmp_pat
     fails_at(monkeypatch, 1, breaks)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         pretrain(pretrain_command, tmp_path / "run")
+
+
+def test_what_the_machine_cannot_hold_is_refused_before_anything_is_written(pretrain_command, tmp_path, monkeypatch):
+    there = memory.there(torch.device("cpu"))
+    assert there > 1 << 28
+    command = [*pretrain_command, "train.batch_size=1000000"]
+    said = refused(pretrain(command, tmp_path / "run"), "memory: a step takes about", "and cpu has", "lower train.batch_size (1000000)")
+    assert not (tmp_path / "run").exists()
+    assert said == refused(module(check.main, monkeypatch, *command, f"run.dir={tmp_path / 'run'}"))
 
 
 def test_it_is_told_before_the_first_step(pretrain_command, tmp_path, monkeypatch):

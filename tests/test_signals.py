@@ -10,9 +10,32 @@ import pytest
 from running import ROOT, json_lines
 
 from minialpaca import signals
+from minialpaca.errors import Stopped
 from minialpaca.storage import checkpoint
 
 COUNTED = ("step", "loss", "lr", "grad_norm", "val_loss")
+
+
+def test_before_the_first_step_it_leaves_at_once_and_nothing_stays(pretrain_command, tmp_path):
+    process = started([*pretrain_command, "run.device=cpu"], tmp_path / "run")
+    for _ in range(600):
+        if (tmp_path / "run" / ".lock").exists():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75 and "SIGTERM: " in said and "Traceback" not in said
+    assert not (tmp_path / "run").exists() or checkpoint.find(tmp_path / "run")  # or the steps had begun
+
+
+def test_outside_of_the_steps_a_request_is_an_exception_and_what_was_before_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM: stopped outside of the steps"), signals.left():
+        with signals.heard():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def lines(folder):

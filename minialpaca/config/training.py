@@ -75,7 +75,7 @@ class OptimConfig:
 
     def __post_init__(self):
         check(self, {
-            "lr": (0 < self.lr < math.inf, "must be positive"),
+            "lr": (0 < self.lr < math.inf, "must be positive and finite"),
             "schedule": (self.schedule in ("cosine", "linear", "constant"), "use cosine, linear or constant"),
             "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "must lie in 0 … 1"),
             "warmup_steps": (self.warmup_steps >= 0, "must not be negative"),
@@ -124,10 +124,11 @@ class TrainConfig:
 
     def __post_init__(self):
         check(self, {name: (getattr(self, name) >= 1, "must be at least 1")
-                     for name in ("batch_size", "accumulation", "eval_every", "keep")})
+                     for name in ("eval_every", "keep")})
+        check(self, {name: (1 <= getattr(self, name) <= 1_000_000, "must lie in 1 … 1,000,000") for name in ("batch_size", "accumulation")})
         check(self, {name: (getattr(self, name) >= 0, "must not be negative")
                      for name in ("steps", "eval_batches", "save_every", "patience")})
-        check(self, {"epochs": (0 < self.epochs < math.inf, "must be positive"),
+        check(self, {"epochs": (0 < self.epochs < math.inf, "must be positive and finite"),
                      "precision": (self.precision in ("auto", "fp32", "bf16", "fp16"), "use auto, fp32, bf16 or fp16"),
                      "compile": (self.compile in ("auto", "on", "off"), "use auto, on or off"),
                      "parallel": (self.parallel in ("ddp", "fsdp"), "use ddp or fsdp"),
@@ -147,5 +148,5 @@ class SampleConfig:
     """The longest sample, in tokens."""
 
     def __post_init__(self):
-        check(self, {"count": (self.count >= 0, "must not be negative"),
+        check(self, {"count": (0 <= self.count <= 1000, "must lie in 0 … 1,000"),
                      "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1")})

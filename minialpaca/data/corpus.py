@@ -133,6 +133,13 @@ def prepare(cfg: CorpusConfig, tokenizer: Tokenizer, folder: Path, learned: bool
     return TokenFile(train, tokenizer), TokenFile(val, tokenizer)
 
 
+def look(folder: Path, tokenizer: Tokenizer) -> None:
+    """Refuse token files that `prepare` would; nothing is written."""
+    for path in (folder / "train.bin", folder / "val.bin"):
+        if path.exists():
+            TokenFile(path, tokenizer).verify()
+
+
 def _write_the_same(cfg: CorpusConfig, tokenizer: Tokenizer, train: Path, val: Path, mark: str) -> None:
     """Of sources that look different (another place, another date) and may hold the same."""
     for left in train.parent.glob(".anew-*"):  # by a kill

@@ -34,7 +34,6 @@ from minialpaca.storage.place import CHECKPOINTS as FOLDER
 TEMPORARY, ASIDE, MANIFEST = ".writing-", ".replaced-", "manifest.json"
 STEMS, STATE = ("model", "optimizer"), "state.json"
 NAME, PART = re.compile(r"step-\d{6,18}"), re.compile(r"-\d{1,6}-of-(\d{1,6})\.pt")
-MENDING = "delete it, and training goes on from the newest whole checkpoint"
 MEND = "put a copy of it back, or delete its folder to go on from an earlier one"
 
 
@@ -133,18 +132,27 @@ def recover(run: Path) -> None:
 def find(run: Path, name: str = "last") -> Path | None:
     """The step folder that `last` or `best` points at, None where nothing was saved yet."""
     pointer = run / FOLDER / name
+    if pointer.exists() and not pointer.is_file():  # of a pipe the reading would not end
+        raise UserError(f"{pointer}: is no file; delete it{_goes_on(run)}")
     try:
         target = pointer.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{pointer}: cannot be read: {reason(error)}; {MENDING}") from None
+        raise UserError(f"{pointer}: cannot be read: {reason(error)}; let it be read, or delete it{_goes_on(run)}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{pointer}: holds no name of a checkpoint; {MENDING}") from None
+        raise UserError(f"{pointer}: holds no name of a checkpoint; delete it{_goes_on(run)}") from None
     if not NAME.fullmatch(target) or not (run / FOLDER / target / MANIFEST).is_file():  # a name, never a path out of here
         what = f"points at {ascii(target)[1:-1][:60]}, which is no complete checkpoint" if target else "is empty"
-        raise UserError(f"{pointer}: {what}; {MENDING}")
+        raise UserError(f"{pointer}: {what}; delete it{_goes_on(run)}")
     return run / FOLDER / target
+
+
+def _goes_on(run: Path) -> str:
+    """What then becomes of the run."""
+    if any((place / MANIFEST).is_file() for place in steps(run)):
+        return ", and training goes on from the newest whole checkpoint"
+    return " to begin the run anew, for it has no other checkpoint; or put one back"
 
 
 def steps(run: Path) -> list[Path]:
@@ -172,20 +180,26 @@ def is_count(value) -> bool:
     return type(value) is int and 0 <= value < 1 << 53
 
 
+def is_dict(value) -> bool:
+    return isinstance(value, dict)
+
+
 COUNTERS = {  # of state.json, and what they may be
     "step": is_count, "evaluations_without_gain": is_count, "examples": is_count, "best_step": lambda value: value is None or is_count(value),
     "stopped_early": lambda value: type(value) is bool,
     "best": lambda value: value is None or type(value) in (int, float) and value == value,
+    "recipe": is_dict, "labels": is_dict, "surroundings": is_dict, "scaler": is_dict, "changes": lambda value: isinstance(value, list),
 }
 
 
 def listed(folder: Path) -> dict[str, dict]:
     """The files of a checkpoint, as its manifest has them; a file beside these is none of it."""
     try:
-        return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {name: dict(facts) for name, facts in files.items()}
     except OSError as error:
         raise UserError(f"{folder}: the checkpoint is incomplete: {error.filename}: {reason(error)}; {MEND}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{folder / MANIFEST}: is no manifest; the checkpoint is damaged; {MEND}") from None
 
 
@@ -255,7 +269,16 @@ def clean(run: Path, keep: int = 1) -> None:
     for entry in (run / FOLDER).iterdir():
         ours = NAME.fullmatch(entry.name) or entry.name.startswith(TEMPORARY)  # a copy that somebody made has another name
         if ours and entry.is_dir() and entry not in kept:
-            shutil.rmtree(entry, ignore_errors=True)
+            _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    """Under a temporary name, so that a kill leaves no half of a checkpoint."""
+    if not entry.name.startswith(TEMPORARY):
+        gone = entry.with_name(f"{TEMPORARY}gone-{entry.name}")
+        with contextlib.suppress(OSError):
+            entry = entry.rename(gone)
+    shutil.rmtree(entry, ignore_errors=True)
 
 
 def point_back(run: Path, last: Path, best_step: int | None) -> None:

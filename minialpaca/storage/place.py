@@ -11,6 +11,8 @@ from minialpaca.errors import UserError, reason
 
 CONFIG, TOKENIZER, LABELS, METRICS, LOCK = "config.toml", "tokenizer.model", "labels.json", "metrics.jsonl", ".lock"
 CHECKPOINTS, BOARD, TOKENS = "checkpoints", "tensorboard", "tokens"
+FILES, FOLDERS = (CONFIG, TOKENIZER, LABELS, METRICS, LOCK), (CHECKPOINTS, BOARD, TOKENS)
+PROBE, PART = ".probe", ".part"  # written for a moment
 
 
 def refuse_unwritable(folder: Path, mend: str) -> None:
@@ -19,13 +21,26 @@ def refuse_unwritable(folder: Path, mend: str) -> None:
     if not nearest.is_dir():
         what = "is no folder" if nearest.exists() else f"is a link to {os.readlink(nearest)}, which is not there"
         raise UserError(f"{folder}: cannot be a run folder: {nearest} {what}; {mend}")
-    for place in (nearest, *(folder / name for name in (CHECKPOINTS, BOARD, TOKENS) if (folder / name).is_dir())):
+    _refuse_inside(folder, mend)
+    for place in (nearest, *(folder / name for name in FOLDERS if (folder / name).is_dir())):
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"{folder}: the run folder cannot be written: {place} is read-only for you; {mend}")
-    for name in (CONFIG, TOKENIZER, LABELS, METRICS, LOCK):
+    for name in (*FILES, PROBE, CONFIG + PART, METRICS + PART):
         _refuse_kind(folder / name, (folder / name).is_file(), "a file", mend)
-    for name in (CHECKPOINTS, BOARD, TOKENS):
+    for name in FOLDERS:
         _refuse_kind(folder / name, (folder / name).is_dir(), "a folder", mend)
+    if not any((folder / name).exists() for name in (CONFIG, LOCK)):  # a dead run leaves its lock's file
+        for name in (*FILES, *FOLDERS, PROBE, CONFIG + PART, METRICS + PART):
+            if (folder / name).exists():
+                raise UserError(f"{folder / name}: is there already and of no run, and a run would write over it; move it away, or {mend}")
+
+
+def _refuse_inside(folder: Path, mend: str) -> None:
+    """What lies among the checkpoints of another run goes with them."""
+    here = folder.resolve()
+    for around in here.parents:
+        if (around / CONFIG).is_file() and here.relative_to(around).parts[0] in FOLDERS:
+            raise UserError(f"{folder}: lies in {around}, which is a run, whose folders are its own; {mend}")
 
 
 def _nearest(folder: Path, mend: str) -> Path:

@@ -83,6 +83,45 @@ def test_a_broken_pointer_to_the_best_is_refused_as_the_run_would(pretrain_comma
         assert said == refused(pretrain(pretrain_command, broken_off))
 
 
+@pytest.mark.parametrize("name, content", [("tokens/train.bin", b""), ("tokens/val.bin", b"x" * 600), ("metrics.jsonl", b"{}\n")])
+def test_what_else_the_run_would_stumble_over_is_refused(pretrain_command, broken_off, monkeypatch, name, content):
+    (broken_off / name).write_bytes(content)
+    said = refused(checked(monkeypatch, *pretrain_command, f"run.dir={broken_off}"), str(broken_off / name))
+    assert said == refused(pretrain(pretrain_command, broken_off)) == refused(checked(monkeypatch, broken_off))
+
+
+def test_a_damaged_best_is_found_at_the_start_and_not_at_the_end(pretrain_command, broken_off, monkeypatch):
+    best = shutil.copytree(checkpoint.find(broken_off), broken_off / "checkpoints" / "step-000002")
+    checkpoint.point(broken_off / "checkpoints" / "best", best.name)
+    (best / "model.pt").write_bytes(b"")
+    said = refused(checked(monkeypatch, *pretrain_command, f"run.dir={broken_off}"), f"{best / 'model.pt'}: differs from")
+    assert said == refused(pretrain(pretrain_command, broken_off))
+
+
+def test_a_lost_pointer_is_told_and_a_checkpoint_that_goes_meanwhile_is_none(broken_off, monkeypatch):
+    (broken_off / "checkpoints" / "last").unlink()
+    assert "the pointer `last` is lost" in checked(monkeypatch, broken_off).out
+    verify = checkpoint.verify
+    monkeypatch.setattr(checkpoint, "verify", lambda place: (shutil.rmtree(place), verify(place)))
+    outcome = checked(monkeypatch, broken_off)
+    assert outcome.code == 0 and "damaged" not in outcome.out
+
+
+def test_the_files_own_sections_say_whose_config_it_is(pretrain_command, monkeypatch):
+    refused(checked(monkeypatch, *pretrain_command, "base.run=x"), "unknown key base.run")
+
+
+def test_a_change_is_read_beside_instructions_too_and_a_name_may_hold_an_equals_sign(tmp_path, monkeypatch):
+    path = written(tmp_path / "a=b.json", json.dumps(alpaca_rows(3)))
+    assert "instructions in Alpaca's form" in checked(monkeypatch, path).out
+    refused(checked(monkeypatch, path, "foo.bar=2"), "unknown")
+
+
+def test_blank_text_and_a_faulty_first_row_are_told_as_what_they_are(tmp_path, monkeypatch):
+    refused(checked(monkeypatch, written(tmp_path / "a.txt", "  \n \n")), "holds no text")
+    refused(checked(monkeypatch, written(tmp_path / "a.jsonl", '{"text": 1}\n{"text": "ok"}\n')), "1 bad record: line 1: 'text' is no text")
+
+
 def test_a_run_without_its_tokenizer_is_no_run_to_go_on_with(pretrain_command, broken_off, monkeypatch):
     (broken_off / "tokenizer.model").unlink()
     said = refused(checked(monkeypatch, *pretrain_command, f"run.dir={broken_off}"), f"{broken_off}: holds a run without its tokenizer.model; put it back")

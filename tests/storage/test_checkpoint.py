@@ -324,6 +324,46 @@ def test_a_step_that_is_no_number_is_no_state(tmp_path):
             checkpoint.read_state(place)
 
 
+@pytest.mark.parametrize("key, value", [("recipe", []), ("labels", [1]), ("labels", None), ("surroundings", 3), ("scaler", "x"), ("changes", {})])
+def test_a_part_of_another_kind_is_no_state(tmp_path, key, value):
+    place = save(tmp_path, 1)
+    (place / "state.json").write_text(json.dumps({"step": 1, key: value}))
+    with pytest.raises(UserError, match="state.json: is no state of a run"):
+        checkpoint.read_state(place)
+
+
+def test_where_no_other_checkpoint_is_left_nobody_is_sent_to_one(tmp_path):
+    place = save(tmp_path, 1)
+    (place / "manifest.json").unlink()
+    with pytest.raises(UserError, match="delete it to begin the run anew, for it has no other checkpoint; or put one back"):
+        checkpoint.find(tmp_path)
+    save(tmp_path / "other", 2).rename(place.with_name("step-000002"))
+    with pytest.raises(UserError, match="delete it, and training goes on from the newest whole checkpoint"):
+        checkpoint.find(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_a_pipe_for_a_pointer_is_not_waited_for(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints" / "last").unlink()
+    os.mkfifo(tmp_path / "checkpoints" / "last")
+    with pytest.raises(UserError, match="last: is no file; delete it"):
+        checkpoint.find(tmp_path)
+
+
+def test_a_checkpoint_goes_under_another_name_first(tmp_path, monkeypatch):
+    """Who is killed, or looks, meanwhile, finds no half of one."""
+    gone = []
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda folder, **_: gone.append(folder.name))
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    assert ".writing-gone-step-000001" in gone and "step-000001" not in gone
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-000002"]
+    monkeypatch.undo()
+    checkpoint.recover(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["last", "step-000002"]
+
+
 def test_a_copy_beside_the_checkpoints_is_not_cleaned_away(tmp_path):
     place = save(tmp_path, 1)
     copy = place.with_name("step-000001-before-change")

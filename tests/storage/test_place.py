@@ -49,3 +49,24 @@ def test_a_part_of_the_other_kind_is_refused_alike_by_training_and_by_check(name
     said = refused(pretrain(pretrain_command, run), f"{run / name}: is not a {'file' if name in FILES else 'folder'}", "move it away")
     assert said == refused(module(check.main, monkeypatch, *pretrain_command, f"run.dir={run}"))
     assert [p.name for p in run.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", [place.TOKENIZER, place.LABELS, place.METRICS, place.CHECKPOINTS, place.TOKENS, place.PROBE, place.METRICS + place.PART])
+def test_what_is_of_no_run_is_not_written_over(name, pretrain_command, tmp_path, monkeypatch):
+    """Where a lock's file stands, it is what a dead run left."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).mkdir() if name in FOLDERS else (run / name).write_text("precious")
+    said = refused(pretrain(pretrain_command, run), f"{run / name}: is there already and of no run", "move it away")
+    assert said == refused(module(check.main, monkeypatch, *pretrain_command, f"run.dir={run}"))
+    assert [p.name for p in run.iterdir()] == [name] and (name in FOLDERS or (run / name).read_text() == "precious")
+    (run / place.LOCK).touch()
+    refuse_unwritable(run, "mend it")
+
+
+def test_no_run_goes_among_the_checkpoints_of_another(pretrained, tmp_path):
+    (tmp_path / "link").symlink_to(pretrained)
+    for inside in (pretrained / "checkpoints" / "step-000015", pretrained / "tokens", tmp_path / "link" / "tensorboard" / "a"):
+        with pytest.raises(UserError, match=f"lies in {pretrained}, which is a run"):
+            refuse_unwritable(inside, "mend it")
+    refuse_unwritable(pretrained / "tuned", "mend it")

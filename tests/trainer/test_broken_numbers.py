@@ -74,7 +74,6 @@ def test_a_validation_loss_that_is_no_number_is_never_saved(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name, train, optim", [
     ("train.steps", {"steps": 10**18}, {}), ("train.epochs", {"epochs": 1e308}, {}),
-    ("train.accumulation", {"steps": 1, "accumulation": 10**18}, {}),
     ("optim.warmup_steps", {"steps": 1}, {"warmup_steps": 10**18}),
 ])
 def test_a_run_without_end_is_refused(tmp_path, name, train, optim):
