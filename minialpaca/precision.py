@@ -142,6 +142,8 @@ class LossScaler:
 
     LIMIT = 25  # skipped steps in a row after which no scale will help
 
+    HIGHEST = 2.0**127  # of fp32
+
     def __init__(self, scale: float = 2.0**16, growth: float = 2.0, backoff: float = 0.5, interval: int = 2000):
         self.scale, self.growth, self.backoff, self.interval = scale, growth, backoff, interval
         self.good_steps = self.skipped = self.skipped_in_a_row = 0
@@ -155,6 +157,7 @@ class LossScaler:
             self.scale *= self.backoff
         elif self.good_steps == self.interval:
             self.scale, self.good_steps = self.scale * self.growth, 0
+            self.scale = min(self.scale, self.HIGHEST)
 
     def state_dict(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in ("scale", "good_steps", "skipped", "skipped_in_a_row")}

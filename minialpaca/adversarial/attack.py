@@ -161,9 +161,12 @@ def fault_of(record: dict[str, float]) -> str | None:
     """What a step's numbers say of an attack that did not do what was asked, and what to change."""
     if record.get("attacks_skipped"):
         return (f"{record['attacks_skipped']:.0f} texts of step {record['step']} were not attacked: their gradients were zero or not finite "
-                "(attacks_skipped); where that goes on, lower optim.lr, or set train.precision=fp32")
+                "(attacks_skipped); where that goes on, " + ("set adversarial.xi back to 0.1, or lower optim.lr" if "virtual_loss" in record else
+                 "lower optim.lr, or, if it is not, set train.precision=fp32"))
     if "adversarial_loss" in record and record["adversarial_loss"] == record["loss"]:
         return (f"the attack of step {record['step']} moved nothing: adversarial_loss is loss to the last digit; raise adversarial.epsilon")
+    if record.get("virtual_loss") == 0:
+        return f"the attack of step {record['step']} moved nothing: virtual_loss is 0; raise adversarial.epsilon"
     return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from minialpaca import precision
 from minialpaca.adversarial.attack import Noted, Passes, View, on_real
 from minialpaca.adversarial.direction import steepest_l2, usable
 from minialpaca.adversarial.embedded import perturbed
@@ -37,9 +38,10 @@ class VAT:
 
     def _divergence(self, view: View, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(the second term's part of these texts, how many of them have no direction)."""
-        with torch.no_grad():
-            told = view.says()
-        r_BTD, skipped = self._direction(view, told, generator)
+        told = told_by(view)
+        short = precision.active() != torch.float32
+        with precision.casting(torch.float32):  # ξ d moves a logit by about what bf16 rounds it by: the opinions would differ by rounding
+            r_BTD, skipped = self._direction(view, told_by(view) if short else told, generator)
         with perturbed(self.embedding, r_BTD):
             return view.share * divergence_sum(told, view.says()), skipped
 
@@ -57,6 +59,12 @@ class VAT:
             g_BTD = on_real(seen, view.real_BT)
             d_BTD = steepest_l2(g_BTD, 1.0)
         return self.cfg.epsilon * d_BTD, (~usable(g_BTD)).sum()
+
+
+def told_by(view: View) -> list[Tensor]:
+    """P(·|e; θ̂), as logits: what is to stay."""
+    with torch.no_grad():
+        return view.says()
 
 
 def random_directions(real_BT: Tensor, d_model: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,5 @@
 """What a finished model is tuned to, how much of it moves, and how its inputs are attacked meanwhile."""
 
-import math
 import re
 import typing
 from dataclasses import dataclass
@@ -123,6 +122,7 @@ class AdapterConfig:
         refuse_idle(self, USED_BY)
 
 
+FAR = 1e15  # a norm squares what it is given, and fp32 ends at 3·10³⁸
 ATTACKS = ("none", "fgm", "fgsm", "pgd", "freelb", "vat", "matrix")
 WEIGHED = ("fgm", "fgsm", "pgd", "vat", "matrix")
 ATTACKS_USE = {  # as USED_BY, of [adversarial]
@@ -157,17 +157,17 @@ class AdversarialConfig:
     power_iterations: int = 1
     """vat: how often the direction is made better; each costs a pass."""
     unlabelled: tuple[str, ...] = ()
-    """vat: texts without labels, one a line of a .txt or .txt.gz, or the field `text` of a .jsonl; as many a step as labelled ones."""
+    """vat: texts without labels, one a line of a .txt or .txt.gz, or the field `text` of a .jsonl; beside each labelled batch one of up to train.batch_size of them."""
 
     def __post_init__(self):
         check(self, {
             "method": (self.method in ATTACKS, f"use {', '.join(ATTACKS[:-1])} or {ATTACKS[-1]}"),
-            "epsilon": (0 < self.epsilon < 1e30, "must be positive, and small enough for fp32: it is the length of the perturbation"),
-            "clean_weight": (0 <= self.clean_weight < 1e30, "must not be negative, and small enough for fp32"),
-            "adversarial_weight": (0 < self.adversarial_weight < math.inf, "must be positive; adversarial.method=none trains without attacks"),
+            "epsilon": (0 < self.epsilon < FAR, "must be positive, and small enough for its square in fp32: it is the length of the perturbation"),
+            "clean_weight": (0 <= self.clean_weight < FAR, "must not be negative, and small enough for fp32"),
+            "adversarial_weight": (0 < self.adversarial_weight < FAR, "must be positive, and small enough for fp32; adversarial.method=none trains without attacks"),
             "steps": (1 <= self.steps <= 1000, "must lie in 1 … 1000"),
-            "step_size": (0 <= self.step_size < math.inf, "must be finite and not negative"),
-            "xi": (0 < self.xi < math.inf, "must be positive: at 0 the divergence is flat"),
+            "step_size": (0 <= self.step_size < FAR, "must not be negative, and small enough for fp32"),
+            "xi": (0 < self.xi < FAR, "must be positive, and small enough for fp32: at 0 the divergence is flat"),
             "power_iterations": (1 <= self.power_iterations <= 1000, "must lie in 1 … 1000"),
             "unlabelled": (all(source.strip() for source in self.unlabelled), "one of them is blank"),
         })

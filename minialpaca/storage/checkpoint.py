@@ -252,8 +252,8 @@ def restore(folder: Path, stem: str, into: nn.Module | torch.optim.Optimizer, pa
     try:
         into.load_state_dict(part(content))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder}: does not fit the {stem} of its config.toml: "
-                        f"{' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{folder}: does not fit the {stem} of its config.toml: {' '.join(str(error).split())[:300]}; put back what the "
+                        "run wrote, or choose another run.dir") from None
 
 
 # ── pointers ─────────────────────────────────────────────────────────────────────────────────────

@@ -253,6 +253,8 @@ def test_a_drawn_start_depends_on_the_place_in_the_batch():
 def test_what_an_attack_did_not_do_is_said():
     assert fault_of({"step": 3, "loss": 1.0, "adversarial_loss": 1.5, "attacks_skipped": 0.0}) is None and fault_of({"step": 1, "loss": 1.0}) is None
     assert fault_of({"step": 3, "loss": 1.0, "adversarial_loss": 1.5, "attacks_skipped": 2.0}).startswith("2 texts of step 3 were not attacked")
+    assert "adversarial.xi" in fault_of({"step": 3, "loss": 1.0, "virtual_loss": 0.0, "attacks_skipped": 2.0})
+    assert "moved nothing: virtual_loss is 0; raise adversarial.epsilon" in fault_of({"step": 3, "loss": 1.0, "virtual_loss": 0.0, "attacks_skipped": 0.0})
     assert "raise adversarial.epsilon" in fault_of({"step": 3, "loss": 1.0, "adversarial_loss": 1.0, "attacks_skipped": 0.0})
 
 

@@ -124,6 +124,25 @@ def test_the_direction_is_found_at_the_loss_scale():
     assert (direction(torch.float16, 2.0**16) - wanted).norm() < 0.02 * wanted.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_direction_is_looked_for_in_fp32(monkeypatch, dtype):
+    """In bf16 ξ d moves a logit by less than it is rounded by, and the direction would be chance."""
+    model, (tokens_BT, real_BT) = Classifier(tiny.model(), GROUPS, "last"), texts(1)
+    made = attack_on(model.backbone.embed, AdversarialConfig("vat", EPS, xi=1e-3), False)
+    found, direction = [], made._direction
+
+    def noting(*arguments):
+        found.append(direction(*arguments)[0])
+        return found[-1], torch.tensor(0)
+
+    monkeypatch.setattr(made, "_direction", noting)
+    for one in (torch.float32, dtype):
+        with precision.casting(one):
+            virtual, _ = made._divergence(View(lambda: model(tokens_BT, real_BT), real_BT, 1.0), torch.Generator().manual_seed(1))
+        assert virtual > 0
+    assert torch.equal(*found) and found[0].norm() > 0
+
+
 def test_random_directions_have_length_one_in_every_example_and_nothing_on_padding():
     _, real_BT = texts(1)
     d_BTD = random_directions(real_BT, 60, torch.Generator().manual_seed(0))

@@ -98,7 +98,9 @@ of("adversarial.vat:VAT._divergence", "adversarial/test_vat.py::test_virtual_tra
    ("view.share * divergence_sum", "divergence_sum"),
    ("divergence_sum(told, view.says())", "divergence_sum(view.says(), told)"),
    ("perturbed(self.embedding, r_BTD)", "perturbed(self.embedding, -r_BTD)"),
-   ("perturbed(self.embedding, r_BTD)", "perturbed(self.embedding)"),
+   ("perturbed(self.embedding, r_BTD)", "perturbed(self.embedding)"))
+
+of("adversarial.vat:told_by", "adversarial/test_vat.py::test_virtual_training_is_the_papers_sum",
    ("torch.no_grad()", "torch.enable_grad()"))
 
 of("adversarial.vat:VAT._direction", "adversarial/test_vat.py::test_virtual_training_is_the_papers_sum",
@@ -107,6 +109,9 @@ of("adversarial.vat:VAT._direction", "adversarial/test_vat.py::test_virtual_trai
    ("self.cfg.epsilon * d_BTD", "-self.cfg.epsilon * d_BTD"),
    ("range(self.cfg.power_iterations)", "range(1)"),
    ("divergence_sum(told, view.says())", "divergence_sum(view.says(), told)"))
+
+of("adversarial.vat:VAT._divergence", "adversarial/test_vat.py::test_the_direction_is_looked_for_in_fp32[dtype0]",
+   ("told_by(view) if short else told", "told"), ("precision.casting(torch.float32)", "precision.casting(precision.active())"))
 
 of("objectives:kl_sum", "test_objectives.py::test_kl_is_the_papers_sum",
    ("log_p_NC - log_q_NC", "log_q_NC - log_p_NC"),
