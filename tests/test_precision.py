@@ -231,6 +231,13 @@ def test_scale_and_weights_are_those_of_pytorchs_scaler_over_a_thousand_steps(se
     assert scaler.skipped == skipped > 20 and scaler.scale == oracle.get_scale()
 
 
+def test_the_scale_never_leaves_fp32():
+    scaler = LossScaler(2.0**126, interval=1)
+    for wanted in (2.0**127, 2.0**127):
+        scaler.update(True)
+        assert scaler.scale == wanted
+
+
 def test_the_scale_by_pencil():
     scaler = LossScaler(8.0, interval=2)
     scales = []

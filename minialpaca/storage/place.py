@@ -13,6 +13,7 @@ CONFIG, TOKENIZER, LABELS, METRICS, LOCK = "config.toml", "tokenizer.model", "la
 CHECKPOINTS, BOARD, TOKENS = "checkpoints", "tensorboard", "tokens"
 FILES, FOLDERS = (CONFIG, TOKENIZER, LABELS, METRICS, LOCK), (CHECKPOINTS, BOARD, TOKENS)
 PROBE, PART = ".probe", ".part"  # written for a moment
+WRITTEN = (*FILES, PROBE, CONFIG + PART, METRICS + PART)
 
 
 def refuse_unwritable(folder: Path, mend: str) -> None:
@@ -25,14 +26,11 @@ def refuse_unwritable(folder: Path, mend: str) -> None:
     for place in (nearest, *(folder / name for name in FOLDERS if (folder / name).is_dir())):
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"{folder}: the run folder cannot be written: {place} is read-only for you; {mend}")
-    for name in (*FILES, PROBE, CONFIG + PART, METRICS + PART):
+    for name in WRITTEN:
         _refuse_kind(folder / name, (folder / name).is_file(), "a file", mend)
     for name in FOLDERS:
         _refuse_kind(folder / name, (folder / name).is_dir(), "a folder", mend)
-    if not any((folder / name).exists() for name in (CONFIG, LOCK)):  # a dead run leaves its lock's file
-        for name in (*FILES, *FOLDERS, PROBE, CONFIG + PART, METRICS + PART):
-            if (folder / name).exists():
-                raise UserError(f"{folder / name}: is there already and of no run, and a run would write over it; move it away, or {mend}")
+    _refuse_foreign(folder, mend)
 
 
 def _refuse_inside(folder: Path, mend: str) -> None:
@@ -41,6 +39,15 @@ def _refuse_inside(folder: Path, mend: str) -> None:
     for around in here.parents:
         if (around / CONFIG).is_file() and here.relative_to(around).parts[0] in FOLDERS:
             raise UserError(f"{folder}: lies in {around}, which is a run, whose folders are its own; {mend}")
+
+
+def _refuse_foreign(folder: Path, mend: str) -> None:
+    """Files that a run would write over, where none has been: even a dead one leaves its lock's file."""
+    if (folder / CONFIG).exists() or (folder / LOCK).exists():
+        return
+    for name in (*WRITTEN, *FOLDERS):
+        if (folder / name).exists():
+            raise UserError(f"{folder / name}: is there already and of no run, and a run would write over it; move it away, or {mend}")
 
 
 def _nearest(folder: Path, mend: str) -> Path:

@@ -9,10 +9,14 @@ from running import module, refused
 from minialpaca import check
 from minialpaca.errors import UserError
 from minialpaca.storage import place
-from minialpaca.storage.place import refuse_unwritable
+from minialpaca.storage.place import FILES, FOLDERS, refuse_unwritable
 
-FILES = (place.CONFIG, place.TOKENIZER, place.LABELS, place.METRICS, place.LOCK)
-FOLDERS = (place.CHECKPOINTS, place.BOARD, place.TOKENS)
+
+
+def refused_alike(command, run, monkeypatch, *parts):
+    """By training and by check, in one line."""
+    said = refused(pretrain(command, run), *parts)
+    assert said == refused(module(check.main, monkeypatch, *command, f"run.dir={run}"))
 
 
 def test_what_is_not_there_yet_or_a_run_folder_is_fit(pretrained, tmp_path):
@@ -46,8 +50,7 @@ def test_a_part_of_the_other_kind_is_refused_alike_by_training_and_by_check(name
     run = tmp_path / "run"
     run.mkdir()
     (run / name).mkdir() if name in FILES else (run / name).write_text("mine")
-    said = refused(pretrain(pretrain_command, run), f"{run / name}: is not a {'file' if name in FILES else 'folder'}", "move it away")
-    assert said == refused(module(check.main, monkeypatch, *pretrain_command, f"run.dir={run}"))
+    refused_alike(pretrain_command, run, monkeypatch, f"{run / name}: is not a {'file' if name in FILES else 'folder'}", "move it away")
     assert [p.name for p in run.iterdir()] == [name]
 
 
@@ -57,8 +60,7 @@ def test_what_is_of_no_run_is_not_written_over(name, pretrain_command, tmp_path,
     run = tmp_path / "run"
     run.mkdir()
     (run / name).mkdir() if name in FOLDERS else (run / name).write_text("precious")
-    said = refused(pretrain(pretrain_command, run), f"{run / name}: is there already and of no run", "move it away")
-    assert said == refused(module(check.main, monkeypatch, *pretrain_command, f"run.dir={run}"))
+    refused_alike(pretrain_command, run, monkeypatch, f"{run / name}: is there already and of no run", "move it away")
     assert [p.name for p in run.iterdir()] == [name] and (name in FOLDERS or (run / name).read_text() == "precious")
     (run / place.LOCK).touch()
     refuse_unwritable(run, "mend it")
