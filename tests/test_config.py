@@ -421,3 +421,10 @@ def test_settings_are_frozen(part):
 def test_derived_sizes():
     assert (ModelConfig(n_heads=6).kv_heads, ModelConfig(n_heads=6, n_kv_heads=2).kv_heads) == (6, 2)
     assert ModelConfig(d_model=192, n_heads=6).d_head == 32
+
+
+@pytest.mark.parametrize("method, key", [("fgm", "epsilon"), ("fgm", "clean_weight"), ("fgm", "adversarial_weight"), ("pgd", "step_size"), ("vat", "xi")])
+def test_an_attack_is_as_strong_as_fp32_can_square(method, key):
+    assert getattr(AdversarialConfig(method, **{key: 9e14}), key) == 9e14
+    with pytest.raises(UserError, match=f"adversarial.{key} = 1000000000000000.0: .*small enough for"):
+        AdversarialConfig(method, **{key: 1e15})

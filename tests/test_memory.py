@@ -6,11 +6,13 @@ import pytest
 import tiny
 import torch
 from commands import pretrain
+from ragged import PLAIN, Ragged, make, ragged
 from running import module, refused
 
 from benchmarks.runs import alone
 from minialpaca import check, memory, precision
 from minialpaca.config import AdapterConfig, ModelConfig
+from minialpaca.errors import UserError
 from minialpaca.model import Transformer
 from minialpaca.peft import apply
 from minialpaca.storage import checkpoint
@@ -161,12 +163,23 @@ def test_another_runtime_error_is_not_taken_for_memory(pretrain_command, tmp_pat
 
 
 def test_what_the_machine_cannot_hold_is_refused_before_anything_is_written(pretrain_command, tmp_path, monkeypatch):
-    there = memory.there(torch.device("cpu"))
-    assert there > 1 << 28
-    command = [*pretrain_command, "train.batch_size=1000000"]
-    said = refused(pretrain(command, tmp_path / "run"), "memory: a step takes about", "and cpu has", "lower train.batch_size (1000000)")
+    assert memory.there(torch.device("cpu")) > 1 << 28
+    monkeypatch.setattr(memory, "there", lambda device: 1 << 16)
+    said = refused(pretrain(pretrain_command, tmp_path / "run"), "memory: a step takes about", "and cpu has 64.0 KiB", "lower train.batch_size (4)")
     assert not (tmp_path / "run").exists()
-    assert said == refused(module(check.main, monkeypatch, *command, f"run.dir={tmp_path / 'run'}"))
+    assert said == refused(module(check.main, monkeypatch, *pretrain_command, f"run.dir={tmp_path / 'run'}"))
+
+
+def test_a_quarter_more_than_is_there_may_be_an_error_of_the_estimate(tmp_path, monkeypatch):
+    made = make(tmp_path, Ragged(ragged(8), 2), PLAIN, steps=1)
+    monkeypatch.setattr(made.task, "longest", lambda: (12, 0))
+    needed = made.memory().peak
+    for there in (None, needed / 1.2):  # None: a system that does not say
+        monkeypatch.setattr(memory, "there", lambda device, there=there: there)
+        made.refuse_hopeless()
+    monkeypatch.setattr(memory, "there", lambda device: int(needed / 1.3))
+    with pytest.raises(UserError, match="memory: a step takes about"):
+        made.refuse_hopeless()
 
 
 def test_it_is_told_before_the_first_step(pretrain_command, tmp_path, monkeypatch):
