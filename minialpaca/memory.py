@@ -39,7 +39,7 @@ import torch
 from torch import nn
 
 from minialpaca.linear_cross_entropy import SLICE
-from minialpaca.model import Attention, Block, RMSNorm, Transformer
+from minialpaca.model import FASTER_SPELLED, Attention, Block, RMSNorm, Transformer
 from minialpaca.peft.adalora import AdaLoRALinear
 from minialpaca.peft.adapter import Wrapper
 from minialpaca.peft.houlsby import Bottleneck
@@ -94,6 +94,7 @@ class Load:
     generated: int = 0          # texts that are generated together at an evaluation
     parts: int = 1              # in how many the weights are dealt out
     accumulated: bool = False   # and the gradients stay whole until the last micro-batch
+    compiled: bool = False
 
 
 def told(n: int) -> str:
@@ -260,8 +261,9 @@ def map_bytes(attn: Attention, load: Load, S: int, masked: bool) -> int:
 
 
 def is_fused(attn: Attention, load: Load) -> bool:
-    """A CPU's fused kernel knows no dropout."""
-    return attn.fused and not (attn.dropout > 0 and load.device == "cpu")
+    """A CPU's fused kernel knows no dropout, and in short dtypes it is slower than products where these are compiled."""
+    spelled = attn.dropout > 0 or load.compiled and load.short < FLOAT and attn.context <= FASTER_SPELLED
+    return attn.fused and not (spelled and load.device == "cpu")
 
 
 def kernel_bytes(attn: Attention, load: Load) -> int:

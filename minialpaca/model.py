@@ -16,7 +16,7 @@ Tensor names end in their axes:
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from minialpaca import precision
 from minialpaca.cache import KVCache, LayerCache
 from minialpaca.config import ModelConfig
+
+FASTER_SPELLED = 512  # tokens of context, up to which a CPU does attention in bf16 faster as products, where it is compiled
 
 # ── equations ────────────────────────────────────────────────────────────────────────────────────
 
@@ -93,6 +95,23 @@ def gated_swish(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def side_by_side(x: Tensor, linears: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+    """x W_1ᵀ, x W_2ᵀ, …; compiled for short products, as parts of one:  x [W_1; W_2; …]ᵀ
+
+    The short copies of the W, which are made anyway, then stand below each other, and their gradients and that of x are one product
+    each, too: fewer and larger ones, which keep a device busier (docs/LOG.md). Where a Linear is more than its W, or only
+    some are trained, each is asked by itself.
+    """
+    if not (torch.compiler.is_compiling() and precision.active() != torch.float32 and _are_alike(linears)):
+        return tuple(linear(x) for linear in linears)
+    return F.linear(x, torch.cat([linear.weight for linear in linears])).split([len(linear.weight) for linear in linears], -1)
+
+
+def _are_alike(linears: Sequence[nn.Linear]) -> bool:
+    bare = all(type(linear) is nn.Linear and linear.bias is None and not linear._forward_hooks for linear in linears)
+    return bare and len({linear.weight.requires_grad for linear in linears}) == 1
+
+
 # ── modules ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -113,7 +132,7 @@ class Attention(nn.Module):
         super().__init__()
         self.causal = causal
         self.n_heads, self.n_kv_heads, self.d_head = cfg.n_heads, cfg.kv_heads, cfg.d_head
-        self.dropout, self.fused = cfg.dropout, cfg.attention == "fused"
+        self.dropout, self.fused, self.context = cfg.dropout, cfg.attention == "fused", cfg.max_seq_len
         self.q_proj = nn.Linear(cfg.d_model, self.n_heads * self.d_head, bias=False)
         self.k_proj = nn.Linear(cfg.d_model, self.n_kv_heads * self.d_head, bias=False)
         self.v_proj = nn.Linear(cfg.d_model, self.n_kv_heads * self.d_head, bias=False)
@@ -126,9 +145,10 @@ class Attention(nn.Module):
 
     def project(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: LayerCache | None) -> tuple[Tensor, ...]:
         """Queries of these positions, keys and values of these and of all in the cache."""
-        q_BHTK = rotate(self._heads(self.q_proj(x_BTD), self.n_heads), *angles)
-        k_BGTK = rotate(self._heads(self.k_proj(x_BTD), self.n_kv_heads), *angles)
-        v_BGTK = self._heads(self.v_proj(x_BTD), self.n_kv_heads)
+        q, k, v = side_by_side(x_BTD, (self.q_proj, self.k_proj, self.v_proj))
+        q_BHTK = rotate(self._heads(q, self.n_heads), *angles)
+        k_BGTK = rotate(self._heads(k, self.n_kv_heads), *angles)
+        v_BGTK = self._heads(v, self.n_kv_heads)
         return (q_BHTK, k_BGTK, v_BGTK) if cache is None else (q_BHTK, *cache.extend(k_BGTK, v_BGTK))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
@@ -147,7 +167,7 @@ class Attention(nn.Module):
         """may_look None: everything; where causal, one whole sequence, or a single new token, which may look at all."""
         k_BHSK, v_BHSK = self._for_each_query_head(k_BGSK), self._for_each_query_head(v_BGSK)
         T, dropout = q_BHTK.shape[2], self.dropout if self.training else 0.0
-        if self.fused and maps is None:
+        if self.fused and maps is None and not self._is_faster_spelled(q_BHTK):
             looks_back = self.causal and may_look is None
             if T == 1:
                 looks_back = False
@@ -158,6 +178,11 @@ class Attention(nn.Module):
         if maps is not None:
             maps.append(map_BHTS)
         return mix_BHTK
+
+    def _is_faster_spelled(self, q_BHTK: Tensor) -> bool:
+        """Compiled for a CPU in bf16, whose fused kernel computes in fp32: texts of 256 and 512 tokens 1.6 times as fast, of 1,024 slower (docs/LOG.md)."""
+        return (torch.compiler.is_compiling() and q_BHTK.device.type == "cpu" and precision.active() == torch.bfloat16
+                and self.context <= FASTER_SPELLED)
 
 
 @dataclass(frozen=True)
@@ -194,7 +219,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated_swish(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(gated_swish(*side_by_side(x, (self.gate_proj, self.up_proj))))
 
 
 class Block(nn.Module):

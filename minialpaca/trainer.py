@@ -187,7 +187,7 @@ class Trainer:
             passes=2 if how and how.r_drop else 1,
             generated=len(getattr(self.observe, "prompts", ())),
             gradients_stay=self.total_batches > self.total_steps or not isinstance(self.attack, Clean),
-            parts=self.spread.n_parts, accumulated=self.train.accumulation > 1))
+            parts=self.spread.n_parts, accumulated=self.train.accumulation > 1, compiled=self.compiles.compiles))
 
     @contextlib.contextmanager
     def _in_memory(self, where: str) -> Iterator[None]:

@@ -70,9 +70,28 @@ of("model:gated_swish", "model/test_blocks.py::test_gated_swish_is_the_papers_pr
    ("F.silu(gate) * up", "F.silu(gate) + up"),
    ("F.silu(gate) * up", "F.silu(gate * up)"))
 
+of("model:side_by_side", "model/test_compiled_forms.py::test_products_side_by_side_are_each_ones_own",
+   ("[linear.weight for linear in linears]", "[linear.weight for linear in reversed(linears)]"),
+   ("[len(linear.weight) for linear in linears]", "[len(linear.weight) for linear in reversed(linears)]"),
+   ("!= torch.float32", "== torch.float32", "test_what_is_more_than_its_matrix_is_asked_by_itself"),
+   ("torch.compiler.is_compiling() and ", "", "test_what_is_more_than_its_matrix_is_asked_by_itself"),
+   (" and _are_alike(linears)", "", "test_what_is_more_than_its_matrix_is_asked_by_itself"))
+
+of("model:_are_alike", "model/test_compiled_forms.py::test_what_is_more_than_its_matrix_is_asked_by_itself",
+   ("type(linear) is nn.Linear and ", "isinstance(linear, nn.Module) and "),
+   (" and linear.bias is None", ""),
+   (" and not linear._forward_hooks", ""),
+   (" and len({linear.weight.requires_grad for linear in linears}) == 1", ""))
+
+of("model:Attention._is_faster_spelled", "model/test_compiled_forms.py::test_attention_is_spelled_where_that_is_faster",
+   ("torch.compiler.is_compiling() and ", ""),
+   ("== torch.bfloat16", "!= torch.float32"),
+   ("<= FASTER_SPELLED", "< FASTER_SPELLED"),
+   ("self.context <= FASTER_SPELLED", "True"))
+
 of("model:MLP.forward", "model/test_blocks.py::test_mlp_gates_with_gate_proj",
-   ("gated_swish(self.gate_proj(x), self.up_proj(x))", "gated_swish(self.up_proj(x), self.gate_proj(x))"),
-   ("self.gate_proj(x)", "self.up_proj(x)"))
+   ("(self.gate_proj, self.up_proj)", "(self.up_proj, self.gate_proj)"),
+   ("self.gate_proj", "self.up_proj"))
 
 of("model:Attention._for_each_query_head", "model/test_architectures.py::test_the_model_is_the_papers_decoder[GQA-spelled]",
    ("repeat_interleave(group, dim=1)", "repeat(1, group, 1, 1)"),  # head h takes g = h mod G, not ⌊h G/H⌋
@@ -81,11 +100,9 @@ of("model:Attention._for_each_query_head", "model/test_architectures.py::test_th
    ("repeat_interleave(group, dim=1)", "mean(1, keepdim=True).expand(-1, self.n_heads, -1, -1)"))
 
 of("model:Attention.project", "model/test_architectures.py::test_the_model_is_the_papers_decoder[GQA-fused]",
-   ("self.k_proj(x_BTD)", "self.v_proj(x_BTD)"),
-   ("q_BHTK = rotate(self._heads(self.q_proj(x_BTD), self.n_heads), *angles)",
-    "q_BHTK = self._heads(self.q_proj(x_BTD), self.n_heads)"),
-   ("v_BGTK = self._heads(self.v_proj(x_BTD), self.n_kv_heads)",
-    "v_BGTK = rotate(self._heads(self.v_proj(x_BTD), self.n_kv_heads), *angles)"),
+   ("self.k_proj,", "self.v_proj,"),
+   ("q_BHTK = rotate(self._heads(q, self.n_heads), *angles)", "q_BHTK = self._heads(q, self.n_heads)"),
+   ("v_BGTK = self._heads(v, self.n_kv_heads)", "v_BGTK = rotate(self._heads(v, self.n_kv_heads), *angles)"),
    ("(q_BHTK, k_BGTK, v_BGTK) if", "(q_BHTK, v_BGTK, k_BGTK) if"))
 
 of("model:Block.forward", "model/test_architectures.py::test_the_model_is_the_papers_decoder[MHA-fused]",
