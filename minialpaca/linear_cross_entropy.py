@@ -30,11 +30,12 @@ def loss_and_gradient(z_RV: Tensor, y_R1: Tensor, smoothing: float) -> tuple[Ten
 def at_once(z_RV: Tensor, y_R1: Tensor, smoothing: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Σ_r −Σ_v q_rv log P_rv and P − q, all of it in one expression   [pretrain.1] [smoothing.1]
 
-    A compiler makes one pass over memory of it. Computed in `dtype`, handed back in that of z.
+    A compiler makes two passes over memory of it: the sums of exp, then the gradient. Computed in `dtype`, handed back in that of z.
     """
     log_p_RV = z_RV.to(dtype).log_softmax(-1)
     q_RV = (torch.arange(z_RV.shape[1], device=z_RV.device) == y_R1).to(dtype) * (1 - smoothing) + smoothing / z_RV.shape[1]
-    return -(q_RV * log_p_RV).sum(), (log_p_RV.exp() - q_RV).to(z_RV.dtype)
+    told_R1, mean_R1 = log_p_RV.gather(-1, y_R1), log_p_RV.mean(-1, keepdim=True) if smoothing else 0.0
+    return -((1 - smoothing) * told_R1 + smoothing * mean_R1).sum(), (log_p_RV.exp() - q_RV).to(z_RV.dtype)
 
 
 def in_place(z_RV: Tensor, y_R1: Tensor, smoothing: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

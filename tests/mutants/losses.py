@@ -145,9 +145,12 @@ of("linear_cross_entropy:loss_and_gradient", "test_linear_cross_entropy.py::test
 
 of("linear_cross_entropy:at_once", "test_linear_cross_entropy.py::test_loss_and_gradients_are_those_of_all_logits",
    ("log_softmax(-1)", "log_softmax(0)"),
-   ("* (1 - smoothing)", ""),
+   ("dtype) * (1 - smoothing)", "dtype)"),
    ("+ smoothing / z_RV.shape[1]", ""),
-   ("return -(q_RV", "return (q_RV"),
+   ("return -((1 - smoothing)", "return ((1 - smoothing)"),
+   ("((1 - smoothing) * told_R1", "(told_R1"),
+   ("+ smoothing * mean_R1", "- smoothing * mean_R1"),
+   (".mean(-1", ".sum(-1"),
    ("log_p_RV.exp() - q_RV", "log_p_RV.exp() + q_RV"),
    ("z_RV.to(dtype)", "z_RV", "test_a_slice_in_bf16_is_judged_in_fp32"))
 
