@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minialpaca import precision
 
-SLICE = {"cpu": 1 << 21, "cuda": 1 << 28}  # logits in one slice
+SLICE = {"cpu": 1 << 21, "cuda": 1 << 27}  # logits in one slice
 
 
 def loss_and_gradient(z_RV: Tensor, y_R1: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -86,3 +86,11 @@ def test_attention_is_spelled_where_that_is_faster(monkeypatch, context, dtype, 
         mix = attn.attend(q, k, v, None, None)
     assert (len(kernels), len(products)) == (int(fused), int(not fused))
     assert (mix - expected).abs().max() < 3e-2
+
+
+def test_other_devices_have_forms_of_their_own(compiling, monkeypatch):
+    linears, x = [linear.to("meta") for linear in three()], torch.empty(5, 6, dtype=torch.float64, device="meta")
+    products = counted(monkeypatch, F, "linear")
+    with precision.casting(torch.bfloat16):
+        side_by_side(x, linears)
+    assert len(products) == 3

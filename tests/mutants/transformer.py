@@ -74,7 +74,7 @@ of("model:side_by_side", "model/test_compiled_forms.py::test_products_side_by_si
    ("[linear.weight for linear in linears]", "[linear.weight for linear in reversed(linears)]"),
    ("[len(linear.weight) for linear in linears]", "[len(linear.weight) for linear in reversed(linears)]"),
    ("!= torch.float32", "== torch.float32", "test_what_is_more_than_its_matrix_is_asked_by_itself"),
-   ("torch.compiler.is_compiling() and ", "", "test_what_is_more_than_its_matrix_is_asked_by_itself"),
+   ("_compiled_for_a_cpu(x) and ", "", "test_what_is_more_than_its_matrix_is_asked_by_itself"),
    (" and _are_alike(linears)", "", "test_what_is_more_than_its_matrix_is_asked_by_itself"))
 
 of("model:_are_alike", "model/test_compiled_forms.py::test_what_is_more_than_its_matrix_is_asked_by_itself",
@@ -83,8 +83,12 @@ of("model:_are_alike", "model/test_compiled_forms.py::test_what_is_more_than_its
    (" and not linear._forward_hooks", ""),
    (" and len({linear.weight.requires_grad for linear in linears}) == 1", ""))
 
+of("model:_compiled_for_a_cpu", "model/test_compiled_forms.py::test_other_devices_have_forms_of_their_own",
+   ('x.device.type == "cpu"', "True"),
+   ("torch.compiler.is_compiling()", "True", "test_what_is_more_than_its_matrix_is_asked_by_itself"))
+
 of("model:Attention._is_faster_spelled", "model/test_compiled_forms.py::test_attention_is_spelled_where_that_is_faster",
-   ("torch.compiler.is_compiling() and ", ""),
+   ("_compiled_for_a_cpu(q_BHTK) and ", ""),
    ("== torch.bfloat16", "!= torch.float32"),
    ("<= FASTER_SPELLED", "< FASTER_SPELLED"),
    ("self.context <= FASTER_SPELLED", "True"))
