@@ -89,6 +89,15 @@ def test_activations_are_what_autograd_keeps(case):
     assert memory.estimate(model, load).activations == pytest.approx(found, rel=0.05)
 
 
+@pytest.mark.parametrize(("context", "changes", "spelled"), [
+    (512, {}, True), (513, {}, False), (512, {"short": 4}, False), (512, {"device": "cuda"}, False), (512, {"compiled": False}, False)])
+def test_compiled_for_a_cpu_in_bf16_a_short_context_keeps_its_maps(context, changes, spelled):
+    load = memory.Load(B, T, **{"short": 2, "compiled": True, **changes})
+    found, *others = (memory.estimate(Transformer(dataclasses.replace(CFG, max_seq_len=context, attention=attention)), how).activations
+                      for attention, how in (("fused", load), *((kind, dataclasses.replace(load, compiled=False)) for kind in ("spelled", "fused"))))
+    assert others[0] != others[1] and found == others[0 if spelled else 1]
+
+
 def test_what_is_frozen_has_neither_gradient_nor_moments():
     model = Transformer(CFG)
     full = memory.estimate(model, memory.Load(B, T))
