@@ -38,8 +38,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from minialpaca import compiled_forms
 from minialpaca.linear_cross_entropy import SLICE
-from minialpaca.model import FASTER_SPELLED, Attention, Block, RMSNorm, Transformer
+from minialpaca.model import Attention, Block, RMSNorm, Transformer
 from minialpaca.peft.adalora import AdaLoRALinear
 from minialpaca.peft.adapter import Wrapper
 from minialpaca.peft.houlsby import Bottleneck
@@ -262,7 +263,7 @@ def map_bytes(attn: Attention, load: Load, S: int, masked: bool) -> int:
 
 def is_fused(attn: Attention, load: Load) -> bool:
     """A CPU's fused kernel knows no dropout, and in short dtypes it is slower than products where these are compiled."""
-    spelled = attn.dropout > 0 or load.compiled and load.short < FLOAT and attn.context <= FASTER_SPELLED
+    spelled = attn.dropout > 0 or load.compiled and load.short < FLOAT and attn.context <= compiled_forms.CONTEXT
     return attn.fused and not (spelled and load.device == "cpu")
 
 

@@ -16,7 +16,7 @@ Tensor names end in their axes:
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from minialpaca import precision
 from minialpaca.cache import KVCache, LayerCache
+from minialpaca.compiled_forms import side_by_side, spelled_is_faster
 from minialpaca.config import ModelConfig
-
-FASTER_SPELLED = 512  # tokens of context, up to which a CPU does attention in bf16 faster as products, where it is compiled
 
 # ── equations ────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,27 +94,6 @@ def gated_swish(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def side_by_side(x: Tensor, linears: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
-    """x W_1ᵀ, x W_2ᵀ, …; compiled for a CPU and short products, as parts of one:  x [W_1; W_2; …]ᵀ
-
-    The short copies of the W, which are made anyway, then stand below each other, and their gradients and that of x are one product
-    each, too: 4 % of a step. On an H100 what joins the gradients costs more than that saves (docs/LOG.md). Where a Linear is more
-    than its W, or only some are trained, each is asked by itself.
-    """
-    if not (_compiled_for_a_cpu(x) and precision.active() != torch.float32 and _are_alike(linears)):
-        return tuple(linear(x) for linear in linears)
-    return F.linear(x, torch.cat([linear.weight for linear in linears])).split([len(linear.weight) for linear in linears], -1)
-
-
-def _compiled_for_a_cpu(x: Tensor) -> bool:
-    return torch.compiler.is_compiling() and x.device.type == "cpu"
-
-
-def _are_alike(linears: Sequence[nn.Linear]) -> bool:
-    bare = all(type(linear) is nn.Linear and linear.bias is None and not linear._forward_hooks for linear in linears)
-    return bare and len({linear.weight.requires_grad for linear in linears}) == 1
-
-
 # ── modules ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -171,7 +149,7 @@ class Attention(nn.Module):
         """may_look None: everything; where causal, one whole sequence, or a single new token, which may look at all."""
         k_BHSK, v_BHSK = self._for_each_query_head(k_BGSK), self._for_each_query_head(v_BGSK)
         T, dropout = q_BHTK.shape[2], self.dropout if self.training else 0.0
-        if self.fused and maps is None and not self._is_faster_spelled(q_BHTK):
+        if self.fused and maps is None and not spelled_is_faster(q_BHTK, self.context):
             looks_back = self.causal and may_look is None
             if T == 1:
                 looks_back = False
@@ -182,10 +160,6 @@ class Attention(nn.Module):
         if maps is not None:
             maps.append(map_BHTS)
         return mix_BHTK
-
-    def _is_faster_spelled(self, q_BHTK: Tensor) -> bool:
-        """Compiled for a CPU in bf16, whose fused kernel computes in fp32: texts of 256 and 512 tokens 1.6 times as fast, of 1,024 slower (docs/LOG.md)."""
-        return _compiled_for_a_cpu(q_BHTK) and precision.active() == torch.bfloat16 and self.context <= FASTER_SPELLED
 
 
 @dataclass(frozen=True)

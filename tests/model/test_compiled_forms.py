@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from minialpaca import model as under_test
 from minialpaca import precision
-from minialpaca.model import Attention, side_by_side
+from minialpaca.compiled_forms import side_by_side
+from minialpaca.model import Attention
 
 
 @pytest.fixture

@@ -70,28 +70,28 @@ of("model:gated_swish", "model/test_blocks.py::test_gated_swish_is_the_papers_pr
    ("F.silu(gate) * up", "F.silu(gate) + up"),
    ("F.silu(gate) * up", "F.silu(gate * up)"))
 
-of("model:side_by_side", "model/test_compiled_forms.py::test_products_side_by_side_are_each_ones_own",
+of("compiled_forms:side_by_side", "model/test_compiled_forms.py::test_products_side_by_side_are_each_ones_own",
    ("[linear.weight for linear in linears]", "[linear.weight for linear in reversed(linears)]"),
    ("[len(linear.weight) for linear in linears]", "[len(linear.weight) for linear in reversed(linears)]"),
    ("!= torch.float32", "== torch.float32", "test_what_is_more_than_its_matrix_is_asked_by_itself"),
    ("_compiled_for_a_cpu(x) and ", "", "test_what_is_more_than_its_matrix_is_asked_by_itself"),
    (" and _are_alike(linears)", "", "test_what_is_more_than_its_matrix_is_asked_by_itself"))
 
-of("model:_are_alike", "model/test_compiled_forms.py::test_what_is_more_than_its_matrix_is_asked_by_itself",
+of("compiled_forms:_are_alike", "model/test_compiled_forms.py::test_what_is_more_than_its_matrix_is_asked_by_itself",
    ("type(linear) is nn.Linear and ", "isinstance(linear, nn.Module) and "),
    (" and linear.bias is None", ""),
    (" and not linear._forward_hooks", ""),
    (" and len({linear.weight.requires_grad for linear in linears}) == 1", ""))
 
-of("model:_compiled_for_a_cpu", "model/test_compiled_forms.py::test_other_devices_have_forms_of_their_own",
+of("compiled_forms:_compiled_for_a_cpu", "model/test_compiled_forms.py::test_other_devices_have_forms_of_their_own",
    ('x.device.type == "cpu"', "True"),
    ("torch.compiler.is_compiling()", "True", "test_what_is_more_than_its_matrix_is_asked_by_itself"))
 
-of("model:Attention._is_faster_spelled", "model/test_compiled_forms.py::test_attention_is_spelled_where_that_is_faster",
+of("compiled_forms:spelled_is_faster", "model/test_compiled_forms.py::test_attention_is_spelled_where_that_is_faster",
    ("_compiled_for_a_cpu(q_BHTK) and ", ""),
    ("== torch.bfloat16", "!= torch.float32"),
-   ("<= FASTER_SPELLED", "< FASTER_SPELLED"),
-   ("self.context <= FASTER_SPELLED", "True"))
+   ("<= CONTEXT", "< CONTEXT"),
+   ("context <= CONTEXT", "True"))
 
 of("model:MLP.forward", "model/test_blocks.py::test_mlp_gates_with_gate_proj",
    ("(self.gate_proj, self.up_proj)", "(self.up_proj, self.gate_proj)"),
