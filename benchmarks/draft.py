@@ -11,13 +11,14 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks.runs import between
+from benchmarks.runs import at_least_one, between
 from minialpaca import run
 from minialpaca.config import Sampling
 from minialpaca.data.token_file import TokenFile
 from minialpaca.decode import swift
 from minialpaca.speculate import Speculator, with_draft
-from minialpaca.generate import stream
+from minialpaca.errors import command
+from minialpaca.generate import room, stream
 
 NEVER = -1  # no text ends before its time
 
@@ -29,20 +30,22 @@ def timed(say, prompts: list[list[int]]) -> tuple[list[list[int]], float]:
     return said, sum(map(len, said)) / (time.perf_counter() - started)
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--draft", required=True)
-    parser.add_argument("--ahead", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--texts", type=int, default=4)
-    parser.add_argument("--prompt", type=int, default=16, help="tokens of each text")
-    parser.add_argument("--new", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ahead", type=at_least_one, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--texts", type=at_least_one, default=4)
+    parser.add_argument("--prompt", type=at_least_one, default=16, help="tokens of each text")
+    parser.add_argument("--new", type=at_least_one, default=128)
+    parser.add_argument("--rounds", type=at_least_one, default=5)
     args = parser.parse_args()
     model, tokenizer = run.load(args.run)
     held_out = TokenFile(args.run / "tokens" / "val.bin", tokenizer)
     apart = len(held_out) // args.texts
     prompts = [held_out.ids[i * apart:i * apart + args.prompt].tolist() for i in range(args.texts)]
+    room(model, prompts, args.new)
     alone = swift(model, int8=False, compiled=False)
     drafts: dict[int, Speculator] = {ahead: with_draft(model, tokenizer, args.draft, ahead, False, False) for ahead in args.ahead}
     print("| drafted at once | tokens | tokens/s | beside the run alone | kept % |\n|---|---|---|---|---|")

@@ -5,7 +5,7 @@
 
 A row for each value: seconds of a step (or of the whole text), median with lowest and highest over the rounds; the exponent
 p of seconds ~ valueᵖ between this value and the one before, beside it that of the operations that are needed; peak memory above
-imports. Everything but the axis stays: width 384, 6 layers, context 256, 2 rows, vocabulary 8,192, fp32 (`--options bf16+compile`).
+imports, on CUDA of what was allocated there. Everything but the axis stays: width 384, 6 layers, context 256, 2 rows, vocabulary 8,192, fp32 (`--options bf16+compile`).
 Each value is measured in a process of its own, in each round once; the steps of a process are taken after one that is not counted.
 """
 
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks.contestants import Shape
-from benchmarks.runs import alone, between, peak_bytes
+from benchmarks.runs import alone, at_least_one, between, peak_bytes
 
 START = Shape(batch=2)
 VALUES = {
@@ -40,12 +40,15 @@ def shape_of(axis: str, value: int) -> Shape:
 
 
 def step(axis: str, value: int, options: str, device: str) -> dict:
+    import torch
+
     from benchmarks.workloads import training
 
     above, take = peak_bytes(), training(f"ours:{options}" if options else "ours", shape_of(axis, value), device)
     take(0)
     turn = take(1)
-    return {"seconds": turn.seconds * shape_of(axis, value).context * shape_of(axis, value).batch / turn.amount, "peak": peak_bytes() - above}
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes() - above
+    return {"seconds": turn.seconds * shape_of(axis, value).context * shape_of(axis, value).batch / turn.amount, "peak": peak}
 
 
 def write_text(path: Path, megabytes: int) -> None:
@@ -106,8 +109,8 @@ def table(axis: str, values: list[int], found: dict[int, list[dict]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--axis", action="append", choices=list(VALUES))
-    parser.add_argument("--values", type=int, nargs="+", help="instead of the axis' own")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--values", type=at_least_one, nargs="+", help="instead of the axis' own")
+    parser.add_argument("--rounds", type=at_least_one, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--options", default="", help="as of a contestant: bf16, compile, recompute, lora, joined by +")
     parser.add_argument("--text-folder", type=Path, default=Path(tempfile.gettempdir()), help="where texts and their tokens fit")

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.contestants import SHAPES, Shape
-from benchmarks.runs import ROOT, between, peak_bytes
+from benchmarks.runs import ROOT, at_least_one, between, peak_bytes
 
 FIELD = {
     "train": ["ours", "ours:compile", "ours:bf16", "ours:bf16+compile", "ours:lora", "ours:lora+compile", "ours:lora+bf16", "ours:lora+bf16+compile",
@@ -103,6 +103,17 @@ def installed(name: str) -> bool:
     return package not in ("transformers", "peft", "litgpt") or importlib.util.find_spec(package) is not None
 
 
+def field(workload: str, asked: list[str]) -> list[str]:
+    """Who takes part. Of those who are not asked for by name, whoever is installed."""
+    models = workload in ("train", "decode", "decode8")
+    for name in asked:
+        if not installed(name):
+            raise SystemExit(f"{name}: is not installed; pip install {name.partition(':')[0]}, or leave it out")
+        if not models and name not in FIELD[workload]:
+            raise SystemExit(f"{name}: takes no part in --workload {workload}, which has {', '.join(FIELD[workload])}")
+    return asked or [name for name in FIELD[workload] if installed(name)]
+
+
 def rates(turns: list[dict], key: str) -> list[float]:
     return [t[key] / t["seconds"] for t in turns]
 
@@ -155,23 +166,23 @@ def main() -> None:
     parser.add_argument("--shape", default="small", choices=list(SHAPES))
     parser.add_argument("--context", type=int, help="instead of the shape's own")
     parser.add_argument("--batch", type=int, help="likewise")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=at_least_one, default=7)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--profile", type=Path, metavar="FOLDER")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
     if args.serve:
         return serve(*args.serve, args.device, args.profile)
+    fields = {workload: field(workload, args.contestants) for workload in args.workload or FIELD}
     shape = SHAPES[args.shape]
     shape = dataclasses.replace(shape, context=args.context or shape.context, batch=args.batch or shape.batch)
     machine, found = measure_machine(args.device), {}
     print(f"{args.device}: products {machine['fp32'] / 1e9:,.0f} GFLOP/s in fp32, {machine['bf16'] / 1e9:,.0f} in bf16, read {machine['read'] / 1e9:,.1f} GB/s, "
           f"{machine['threads']} threads, torch {machine['torch']}")
-    for workload in args.workload or FIELD:
-        names = [name for name in args.contestants or FIELD[workload] if installed(name)]
+    for workload, names in fields.items():
         found[workload] = {w.name: w.turns for w in contest(workload, names, shape, args.device, args.rounds, machine, args.profile)}
-    if args.out:
-        args.out.write_text(json.dumps({"machine": machine, "shape": dataclasses.asdict(shape), "turns": found}, indent=1))
+        if args.out:
+            args.out.write_text(json.dumps({"machine": machine, "shape": dataclasses.asdict(shape), "turns": found}, indent=1))
     return None
 
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: commands run in processes of their own, what these logged and took, a mean with its spread."""
 
+import argparse
 import json
 import os
 import statistics
@@ -10,6 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def at_least_one(text: str) -> int:
+    """An argument that is counted from 1 on, for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
 
 
 def timed(*command: str) -> tuple[float, float]:
@@ -25,7 +33,9 @@ def timed(*command: str) -> tuple[float, float]:
 def alone(module: str, *arguments: str, **environment: str) -> dict:
     """The JSON object that `python -m benchmarks.MODULE …` prints last, in a process of its own."""
     done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT, env={**os.environ, **environment},
-                          stdout=subprocess.PIPE, text=True, check=True)
+                          stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"benchmarks.{module} {' '.join(arguments)}: ended with code {done.returncode}, for the reason above")
     return json.loads(done.stdout.splitlines()[-1])
 
 

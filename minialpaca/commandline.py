@@ -11,6 +11,9 @@ from minialpaca.config import Sampling, field_docs
 from minialpaca.errors import UserError, command
 
 
+DRAFTED = 4  # tokens that a draft runs ahead
+
+
 def early(module: str, asked: Callable) -> None:
     """Of the module that is run, answer `--help` and refuse what is not understood, while nothing else is imported yet."""
     if module == "__main__":
@@ -74,7 +77,7 @@ def add_speed(options: argparse.ArgumentParser) -> None:
     options.add_argument("--compile", action="store_true", help="Compile the step for one token first, which takes half a minute.")
     options.add_argument("--draft", metavar="RUN", help="A smaller run with the same tokenizer that runs ahead: the same answers, sooner where it is often "
                          "right. --int8 and --compile are then its own.")
-    options.add_argument("--draft-tokens", type=int, default=4, help="How many tokens it runs ahead. (default 4)")
+    options.add_argument("--draft-tokens", type=int, default=None, help=f"How many tokens it runs ahead. (default {DRAFTED})")
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:

@@ -33,5 +33,10 @@ def _compiled_for_a_cpu(x: Tensor) -> bool:
 
 
 def _are_alike(linears: Sequence[nn.Linear]) -> bool:
-    bare = all(type(linear) is nn.Linear and linear.bias is None and not linear._forward_hooks for linear in linears)
+    bare = all(type(linear) is nn.Linear and linear.bias is None and not is_hooked(linear) for linear in linears)
     return bare and len({linear.weight.requires_grad for linear in linears}) == 1
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something else happens where it is asked, or on the way back: to take its weight alone would pass that over."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)

@@ -19,8 +19,8 @@ from minialpaca.linear_cross_entropy import at_once
 from minialpaca.model import Block, Transformer
 
 WORTH_IT = {  # multiplications and additions of a whole run
-    "cpu": 1e14,  # on two cores ten minutes, of which a tenth is saved by compiling for half of one
-    "cuda": 2e16,  # on an H200 two minutes, most of which go to what is joined by compiling for one (docs/PERFORMANCE.md)
+    "cpu": 1e14,  # on two cores in bf16 nine minutes, of which a seventh is saved by compiling for half of one
+    "cuda": 5e16,  # on an H100 two and a half minutes, which uncompiled would be five; compiling takes 78 s (docs/PERFORMANCE.md)
 }
 
 
@@ -33,10 +33,10 @@ class Choice:
         return f"{'compiled' if self.compiles else 'not compiled'} ({self.reason})"
 
 
-def choice(asked: str, device: torch.device, flops: float, dealt: bool = False) -> Choice:
+def choice(asked: str, device: torch.device, flops: float, dealt: bool = False, short: bool = True) -> Choice:
     """`auto`: where it was measured to pay, which is a long run, where there is a compiler. `flops`: of the whole run, by `flops_of`.
 
-    dealt: whether weights are dealt out to processes. A block then gathers its own on the way in, which is not compiled.
+    short: whether products are in a short dtype; in fp32 a CPU gained nothing. dealt: whether weights are dealt out to processes. A block then gathers its own on the way in, which is not compiled.
     """
     if dealt and asked == "on":
         raise UserError("train.compile = 'on': not with train.parallel = 'fsdp', where layers gather their weights first; set "
@@ -50,6 +50,8 @@ def choice(asked: str, device: torch.device, flops: float, dealt: bool = False) 
         return Choice(False, "not with train.parallel = 'fsdp'")
     if device.type not in WORTH_IT:
         return Choice(False, "not measured on this kind of device; train.compile=on asks for it")
+    if device.type == "cpu" and not short:
+        return Choice(False, "in fp32 it gains nothing on a CPU")
     if missing:
         return Choice(False, f"it would need {missing}")
     least = WORTH_IT[device.type]

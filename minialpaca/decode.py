@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minialpaca.cache import KVCache
+from minialpaca.compiled_forms import is_hooked
 from minialpaca.compiling import lacks
 from minialpaca.errors import UserError
 from minialpaca.model import MLP, Attention, Block, RMSNorm, Source, Transformer, gated_swish, rotary_angles
@@ -178,7 +179,7 @@ def is_plain(model: nn.Module) -> bool:
     if type(model) is not Transformer or not model.causal or model.two_stacks or model.virtual is not None:
         return False
     parts = {Transformer, nn.Embedding, nn.Dropout, nn.ModuleList, Block, Attention, MLP, RMSNorm, nn.Linear}
-    return all(type(m) in parts and not m._forward_hooks and not (type(m) is nn.Linear and m.bias is not None) for m in model.modules())
+    return all(type(m) in parts and not is_hooked(m) and not (type(m) is nn.Linear and m.bias is not None) for m in model.modules())
 
 
 class Stepper:

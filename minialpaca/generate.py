@@ -147,10 +147,12 @@ def continued(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Iterable[int]
 
 def quick(model: Transformer, tokenizer: Tokenizer, args: argparse.Namespace) -> Transformer | Stepper | Speculator:
     """As the options of `commandline.add_speed` ask for it."""
-    commandline.at_least_one("--draft-tokens", args.draft_tokens)
+    if args.draft is None and args.draft_tokens is not None:
+        raise UserError(f"--draft-tokens {args.draft_tokens}: is how far a draft runs ahead; name one with --draft, or leave it out")
     if args.draft is None:
         return swift(model, args.int8, args.compile)
-    return with_draft(model, tokenizer, args.draft, args.draft_tokens, args.int8, args.compile)
+    ahead = commandline.DRAFTED if args.draft_tokens is None else commandline.at_least_one("--draft-tokens", args.draft_tokens)
+    return with_draft(model, tokenizer, args.draft, ahead, args.int8, args.compile)
 
 
 def say(model: Transformer | Stepper | Speculator, tokenizer: Tokenizer, ids: list[int], max_new: int | None, how: Sampling,

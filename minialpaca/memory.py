@@ -95,7 +95,7 @@ class Load:
     generated: int = 0          # texts that are generated together at an evaluation
     parts: int = 1              # in how many the weights are dealt out
     accumulated: bool = False   # and the gradients stay whole until the last micro-batch
-    compiled: bool = False
+    compiled_bf16: bool = False  # attention may be products then (compiled_forms.py)
 
 
 def told(n: int) -> str:
@@ -262,8 +262,8 @@ def map_bytes(attn: Attention, load: Load, S: int, masked: bool) -> int:
 
 
 def is_fused(attn: Attention, load: Load) -> bool:
-    """A CPU's fused kernel knows no dropout, and in short dtypes it is slower than products where these are compiled."""
-    spelled = attn.dropout > 0 or load.compiled and load.short < FLOAT and attn.context <= compiled_forms.CONTEXT
+    """A CPU's fused kernel knows no dropout, and is slower than compiled products in bf16."""
+    spelled = attn.dropout > 0 or load.compiled_bf16 and attn.context <= compiled_forms.CONTEXT
     return attn.fused and not (spelled and load.device == "cpu")
 
 

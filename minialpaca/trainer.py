@@ -162,7 +162,8 @@ class Trainer:
 
     def _compile(self) -> compiling.Choice:
         tokens = self.total_batches * self.train.batch_size * sum(self.task.longest())
-        found = compiling.choice(self.train.compile, self.device, compiling.flops_of(self.model, tokens), self.dealt)
+        found = compiling.choice(self.train.compile, self.device, compiling.flops_of(self.model, tokens), self.dealt,
+                                 short=self.policy.dtype != torch.float32)
         if found.compiles:
             compiling.compile_blocks(self.model)
         return found
@@ -187,7 +188,8 @@ class Trainer:
             passes=2 if how and how.r_drop else 1,
             generated=len(getattr(self.observe, "prompts", ())),
             gradients_stay=self.total_batches > self.total_steps or not isinstance(self.attack, Clean),
-            parts=self.spread.n_parts, accumulated=self.train.accumulation > 1, compiled=self.compiles.compiles))
+            parts=self.spread.n_parts, accumulated=self.train.accumulation > 1,
+            compiled_bf16=self.compiles.compiles and self.policy.name == "bf16"))
 
     @contextlib.contextmanager
     def _in_memory(self, where: str) -> Iterator[None]:

@@ -19,11 +19,18 @@ needs_compiler = pytest.mark.skipif(compiling.lacks(CPU) is not None, reason="to
 
 @pytest.mark.parametrize(("asked", "device", "flops", "compiles", "reason"), [
     ("on", "cpu", 0, True, "as asked"), ("off", "cpu", 1e18, False, "as asked"), ("auto", "cpu", 1e14, True, "more than the 1e+14"),
-    ("auto", "cpu", 0.99e14, False, "less than"), ("auto", "cuda", 2e16, True, "more than the 2e+16"), ("auto", "cuda", 1.9e16, False, "less than"), ("auto", "mps", 1e18, False, "not measured on this kind of device")])
+    ("auto", "cpu", 0.99e14, False, "less than"), ("auto", "cuda", 5e16, True, "more than the 5e+16"), ("auto", "cuda", 4.9e16, False, "less than"), ("auto", "mps", 1e18, False, "not measured on this kind of device")])
 def test_auto_compiles_what_is_long_enough_on_a_cpu(monkeypatch, asked, device, flops, compiles, reason):
     monkeypatch.setattr(compiling, "lacks", lambda device: None)
     found = choice(asked, torch.device(device), flops)
     assert found.compiles is compiles and reason in str(found)
+
+
+@pytest.mark.parametrize(("asked", "device", "compiles"), [("auto", "cpu", False), ("on", "cpu", True), ("auto", "cuda", True)])
+def test_in_fp32_a_cpu_is_not_compiled_for_unasked(monkeypatch, asked, device, compiles):
+    monkeypatch.setattr(compiling, "lacks", lambda device: None)
+    found = choice(asked, torch.device(device), 1e20, short=False)
+    assert found.compiles is compiles and ("in fp32 it gains nothing on a CPU" in str(found)) is not compiles
 
 
 def test_without_a_compiler_it_is_refused_where_it_was_asked_for(monkeypatch):

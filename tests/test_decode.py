@@ -196,6 +196,10 @@ def test_a_model_with_an_adapter_in_it_goes_its_own_way(cfg):
 
 def test_of_other_models_nothing_is_taken_for_a_plain_decoder():
     assert is_plain(long()) and isinstance(swift(long()), Stepper)
+    for hook in ("register_forward_hook", "register_forward_pre_hook"):
+        hooked = long()
+        getattr(hooked.layers[0].mlp, hook)(lambda *args: None)
+        assert not is_plain(hooked) and swift(hooked) is hooked
     for architecture in ("encoder", "encoder_decoder"):
         assert not is_plain(Transformer(ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, d_ff=12, architecture=architecture)))
     assert not is_plain(Classifier(long(), [2], "last"))

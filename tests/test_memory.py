@@ -90,11 +90,11 @@ def test_activations_are_what_autograd_keeps(case):
 
 
 @pytest.mark.parametrize(("context", "changes", "spelled"), [
-    (512, {}, True), (513, {}, False), (512, {"short": 4}, False), (512, {"device": "cuda"}, False), (512, {"compiled": False}, False)])
+    (512, {}, True), (513, {}, False), (512, {"device": "cuda"}, False), (512, {"compiled_bf16": False}, False)])
 def test_compiled_for_a_cpu_in_bf16_a_short_context_keeps_its_maps(context, changes, spelled):
-    load = memory.Load(B, T, **{"short": 2, "compiled": True, **changes})
+    load = memory.Load(B, T, **{"short": 2, "compiled_bf16": True, **changes})
     found, *others = (memory.estimate(Transformer(dataclasses.replace(CFG, max_seq_len=context, attention=attention)), how).activations
-                      for attention, how in (("fused", load), *((kind, dataclasses.replace(load, compiled=False)) for kind in ("spelled", "fused"))))
+                      for attention, how in (("fused", load), *((kind, dataclasses.replace(load, compiled_bf16=False)) for kind in ("spelled", "fused"))))
     assert others[0] != others[1] and found == others[0 if spelled else 1]
 
 

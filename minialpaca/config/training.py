@@ -112,7 +112,7 @@ class TrainConfig:
     recompute: bool = False
     """Whether layers keep nothing but their input and are computed again on the way back (activation checkpointing): less memory, a third more time, the same numbers."""
     compile: str = "auto"
-    """Whether layers are compiled by torch.compile before the first step: `on`, `off`, or `auto`: in long runs on a GPU, or on a CPU that has a C++ compiler, where it was measured to pay. The numbers are the same up to rounding."""
+    """Whether layers are compiled by torch.compile before the first step: `on`, `off`, or `auto`: in long runs on a GPU, or in bf16 on a CPU that has a C++ compiler, where it was measured to pay. The numbers are the same up to rounding."""
     save_every: int = 0
     """Steps between checkpoints besides those at evaluations; 0 for none."""
     keep: int = 1

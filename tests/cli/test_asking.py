@@ -142,6 +142,7 @@ def test_a_draft_changes_nothing_of_what_is_said_and_has_to_fit(tuned, pretraine
     spoken = module(chat.main, monkeypatch, tuned, "--draft", pretrained, stdin="How many?\n")
     assert spoken.code == 0 and spoken.out == module(chat.main, monkeypatch, tuned, stdin="How many?\n").out
     refused(module(generate.main, monkeypatch, tuned, "Hi", "--draft", pretrained, "--draft-tokens", "0"), "--draft-tokens 0: must be at least 1")
+    refused(module(generate.main, monkeypatch, tuned, "Hi", "--draft-tokens", "7"), "--draft-tokens 7: is how far a draft runs ahead; name one with --draft")
     refused(module(generate.main, monkeypatch, tuned, "Hi", "--draft", tmp_path), f"{tmp_path}: is no run folder")
     assert pretrain(pretrain_command, tmp_path / "other", "tokenizer.kind=char").code == 0
     refused(module(generate.main, monkeypatch, tuned, "Hi", "--draft", tmp_path / "other"), "has another vocabulary than the model")

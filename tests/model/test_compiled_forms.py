@@ -55,6 +55,12 @@ def spoiled(how: str) -> list[nn.Linear]:
         linears[1] = nn.Linear(6, 2, dtype=torch.float64)
     if how == "watched":
         linears[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    if how == "told before":
+        linears[1].register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    if how == "told behind":
+        linears[1].register_full_backward_hook(lambda module, to_inputs, to_outputs: None)
+    if how == "told before the way back":
+        linears[1].register_full_backward_pre_hook(lambda module, to_outputs: None)
     if how == "another kind":
         linears[1] = nn.Sequential(linears[1])
     if how == "frozen":
@@ -62,7 +68,7 @@ def spoiled(how: str) -> list[nn.Linear]:
     return linears
 
 
-@pytest.mark.parametrize("how", ["biased", "watched", "another kind", "frozen", "in fp32", "not compiled"])
+@pytest.mark.parametrize("how", ["biased", "watched", "told before", "told behind", "told before the way back", "another kind", "frozen", "in fp32", "not compiled"])
 def test_what_is_more_than_its_matrix_is_asked_by_itself(monkeypatch, how):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: how != "not compiled")
     linears, x = spoiled(how), tiny.normal(5, 6, dtype=torch.float64)
