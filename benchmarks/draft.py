@@ -16,9 +16,9 @@ from minialpaca import run
 from minialpaca.config import Sampling
 from minialpaca.data.token_file import TokenFile
 from minialpaca.decode import swift
-from minialpaca.speculate import Speculator, with_draft
 from minialpaca.errors import command
 from minialpaca.generate import room, stream
+from minialpaca.speculate import Speculator, with_draft
 
 NEVER = -1  # no text ends before its time
 

@@ -36,7 +36,8 @@ class Choice:
 def choice(asked: str, device: torch.device, flops: float, dealt: bool = False, short: bool = True) -> Choice:
     """`auto`: where it was measured to pay, which is a long run, where there is a compiler. `flops`: of the whole run, by `flops_of`.
 
-    short: whether products are in a short dtype; in fp32 a CPU gained nothing. dealt: whether weights are dealt out to processes. A block then gathers its own on the way in, which is not compiled.
+    dealt: whether weights are dealt out to processes. A block then gathers its own on the way in, which is not compiled.
+    short: whether products are in a short dtype; in fp32 a CPU gained nothing.
     """
     if dealt and asked == "on":
         raise UserError("train.compile = 'on': not with train.parallel = 'fsdp', where layers gather their weights first; set "

@@ -64,14 +64,14 @@ def beside():
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "at_most"), [("by the compiler", 2), ("computed again", 2)])
-def test_twenty_lengths_and_all_layers_are_compiled_once_and_say_the_same(beside, name, at_most):
+@pytest.mark.parametrize(("name", "at_most", "bound"), [("by the compiler", 2, 5e-2), ("computed again", 2, 1e-6)])
+def test_twenty_lengths_and_all_layers_are_compiled_once_and_say_the_same(beside, name, at_most, bound):
     """In bf16 and with units dropped. What is computed in another form, and what the C++ compiler joins, is rounded elsewhere: 3 % of the
     gradient. Where a cast is entered anew (by layers that are computed again, too) a block is compiled a second time.
     """
     found = beside[name]
     assert 1 <= found["compiled"] <= at_most and found["graph_breaks"] == 0
-    assert found["loss"] < 5e-3 and found["gradient"] < 5e-2
+    assert found["loss"] < bound / 10 and found["gradient"] < bound
     assert found["evaluation"] == 0 and found["same_keys"]
 
 

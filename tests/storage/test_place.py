@@ -12,7 +12,6 @@ from minialpaca.storage import place
 from minialpaca.storage.place import FILES, FOLDERS, refuse_unwritable
 
 
-
 def refused_alike(command, run, monkeypatch, *parts):
     """By training and by check, in one line."""
     said = refused(pretrain(command, run), *parts)
