@@ -28,6 +28,13 @@ def spelled_is_faster(q_BHTK: Tensor, context: int) -> bool:
     return _compiled_for_a_cpu(q_BHTK) and precision.active() == torch.bfloat16 and context <= CONTEXT
 
 
+def written(x: Tensor) -> Tensor:
+    """x, which then stands in memory: the compiler would make a normed x anew for each row of the matrix that reads it (a quarter of a
+    token's time). That a tensor is seen with its own strides makes it write it down.
+    """
+    return x.as_strided(x.shape, x.stride()) if _compiled_for_a_cpu(x) else x
+
+
 def _compiled_for_a_cpu(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and x.device.type == "cpu"
 

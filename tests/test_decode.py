@@ -12,10 +12,11 @@ from torch import nn
 
 from minialpaca import recorded
 from minialpaca.config import AdapterConfig, ModelConfig, Sampling
-from minialpaca.decode import Held, Stepper, is_plain, look_by_sums, quantised, swift
+from minialpaca.decode import Stepper, is_plain, look_by_sums, swift
 from minialpaca.errors import UserError
 from minialpaca.generate import generate, stream
 from minialpaca.heads import Classifier
+from minialpaca.held import IN_BLOCKS, IN_PARTS, PACKED, WHOLE, Held, form_for, quantised
 from minialpaca.model import Transformer
 from minialpaca.peft import apply
 
@@ -73,18 +74,35 @@ def test_in_bf16_the_logits_are_fp32_and_near():
 
 
 @pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_however_a_matrix_is_held_it_multiplies_alike(rows, compiled):
-    """53 rows of a matrix are no whole number of parts."""
+def test_however_a_matrix_is_held_it_multiplies_alike(compiled, several, rows):
+    """53 rows of a matrix are no whole number of blocks."""
     weight, x = tiny.normal(53, 12, seed=1), tiny.normal(rows, 12, seed=2)
-    torch.testing.assert_close(Held(weight, False, compiled)(x), x @ weight.T, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(Held(weight, several, False, compiled)(x), x @ weight.T, rtol=1e-13, atol=1e-13)
     q, s = quantised(weight)
-    torch.testing.assert_close(Held(weight, True, compiled)(x), x @ (q * s).T, rtol=1e-13, atol=1e-13)
-    short_weight, short_x = weight.bfloat16(), x.bfloat16()
-    for int8, exact in ((False, short_weight), (True, (quantised(short_weight)[0] * quantised(short_weight)[1]))):
-        found = Held(short_weight, int8, compiled)(short_x)
-        assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found, (short_x.double() @ exact.double().T).bfloat16(), rtol=2**-5, atol=2**-5)
+    torch.testing.assert_close(Held(weight, several, True, compiled)(x), x @ (q * s).T, rtol=1e-13, atol=1e-13)
+    for dtype, bound in ((torch.float32, 2**-18), (torch.bfloat16, 2**-5)):
+        short_weight, short_x = weight.to(dtype), x.to(dtype)
+        for int8, exact in ((False, short_weight), (True, (quantised(short_weight)[0] * quantised(short_weight)[1]))):
+            found = Held(short_weight, several, int8, compiled)(short_x)
+            assert found.dtype == dtype
+            torch.testing.assert_close(found, (short_x.double() @ exact.double().T).to(dtype), rtol=bound, atol=bound)
+
+
+def test_a_matrix_is_held_as_is_fastest_where_it_is(monkeypatch):
+    weight = torch.ones(4, 4)
+    assert form_for(weight, several=False, int8=False, compiled=True) is IN_BLOCKS
+    assert form_for(weight, several=True, int8=True, compiled=True) is IN_BLOCKS
+    assert form_for(weight, several=True, int8=False, compiled=True) is WHOLE  # the compiler packs it
+    assert form_for(weight, several=False, int8=False, compiled=False) is IN_PARTS
+    assert form_for(weight, several=True, int8=True, compiled=False) is IN_PARTS
+    assert form_for(weight.double(), several=True, int8=False, compiled=False) is WHOLE
+    assert form_for(weight.bfloat16(), several=False, int8=True, compiled=False) is WHOLE
+    assert form_for(weight.to("meta"), several=False, int8=False, compiled=True) is WHOLE
+    for available, wanted in ((True, PACKED), (False, WHOLE)):
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
+        assert form_for(weight, several=True, int8=False, compiled=False) is wanted
 
 
 @pytest.mark.parametrize("heads", [1, 2, 6])
@@ -115,6 +133,7 @@ def records(monkeypatch):
 
 def recording(model) -> Stepper:
     stepper = Stepper(model)
+    assert stepper.for_one and stepper.for_several  # built now, and not to be compiled
     stepper.compiled = stepper.records = True
     return stepper
 
@@ -218,7 +237,9 @@ def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True])
 def test_compiled_once_for_all_lengths_it_says_the_same(int8):
-    """In a process of its own: what this suite measures tensors by cannot be compiled."""
+    """In a process of its own: what this suite measures tensors by cannot be compiled. Several rows' matrices are constants to the
+    compiler, and packed; in int8 they stay short.
+    """
     code = f"""
 import sys; sys.path.insert(0, "tests")
 import tiny, torch
@@ -231,10 +252,14 @@ for n, new in ((5, 20), (9, 30), (1, 47)):
     prompt = [tiny.tokens(n, seed=n).tolist()]
     assert generate(plain, prompt, -1, new) == generate(compiled, prompt, -1, new), (n, new)
 torch._dynamo.config.error_on_recompile = False
+from torch._dynamo.utils import counters
+counters.clear()
 prompts = [tiny.tokens(n, seed=n).tolist() for n in (4, 7, 7)]
 for _ in range(2):  # padded and not in turns: as many rows, and other inputs
     for some in (prompts, prompts[1:], prompts[1:] + prompts[1:2]):
         assert generate(plain, some, -1, 20) == generate(compiled, some, -1, 20), some
+packed = counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"]
+assert (packed == 0) == {int8}, packed
 print("same")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)

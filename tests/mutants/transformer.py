@@ -159,14 +159,18 @@ of("model:init_std", "model/test_parameters.py::test_initial_weights_have_the_sp
 
 # ── one token at a time ──────────────────────────────────────────────────────────────────────────
 
-of("decode:quantised", "test_decode.py::test_rows_are_rounded_to_a_scale_of_their_own",
+of("held:quantised", "test_decode.py::test_rows_are_rounded_to_a_scale_of_their_own",
    ("keepdim=True) / 127", "keepdim=True) / 128"), ("amax(-1, ", "amax(0, "), (".abs()", ""), (".round()", ""), ("s_F1 == 0, 1", "s_F1 == 0, 0.5"))
 
 of("decode:look_by_sums", "test_decode.py::test_attention_by_sums_is_attention[2]",
    ("/ math.sqrt(q_BH1K.shape[-1])", "/ q_BH1K.shape[-1]"), (" + attn_mask", ""), ("softmax(-1)", "softmax(-2)"), ("(k_BGSK.shape[1], -1)", "(-1, k_BGSK.shape[1])"))
 
-of("decode:Held.forward", "test_decode.py::test_however_a_matrix_is_held_it_multiplies_alike[True-3]",
-   ("y_BF * self.scale if self.int8", "y_BF if self.int8"), ("[:, :self.n_rows]", ""))
+ALIKE = "test_decode.py::test_however_a_matrix_is_held_it_multiplies_alike"
+of("held:Held.forward", f"{ALIKE}[True-False-3]", ("y_BF * self.scale_F if self.int8", "y_BF if self.int8"), ("[:, :self.n_rows]", ""))
+
+of("held:in_blocks", f"{ALIKE}[True-False-3]", (".sum(2)", ".sum(3)"), ("x_BD[:, None, :, None]", "x_BD[:1, None, :, None]"))
+
+of("held:in_parts", f"{ALIKE}[False-False-3]", (".flatten(0, 1).T", ".flatten(0, 1)"))
 
 of("decode:turned_by", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]",
    ("wide * cos + swapped * sin", "wide * cos - swapped * sin"), (".flip(-1)", ".flip(-2)"))
@@ -175,8 +179,10 @@ of("decode:HeldBlock.forward", "test_decode.py::test_a_step_says_what_the_model_
    ("attn_mask=may_look", "attn_mask=None"), ("qkv[:, :H + G], *turn", "qkv[:, :H + G], turn[0], -turn[1]"),
    ("qkv[:, H + G:, None]", "turned[:, H:, None]"), ("self.mlp_norm(x_BD)", "self.attn_norm(x_BD)"))
 
-of("decode:Stepper.next_logits", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]",
-   ("real_BS.sum(-1) - 1", "real_BS.sum(-1)"), ("real_BS.sum(-1) - 1", "place_1.expand(len(tokens_BT))"))
+of("decode:Step.forward", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]",
+   ("looks_BE.sum(-1) - 1", "looks_BE.sum(-1)"), ("looks_BE.sum(-1) - 1", "place_1.expand(len(tokens_B))"), ("masked_fill(~looks_BE", "masked_fill(looks_BE"))
+
+of("decode:Step.forward", "test_decode.py::test_a_recorded_step_says_what_the_model_says[padded]", ("<= place_1", "< place_1"))
 
 of("speculate:chance", "test_speculate.py::test_drafted_and_judged_a_token_is_distributed_as_the_large_model_has_it",
    ("p_V[token] / q_V[token]", "q_V[token] / p_V[token]"),
