@@ -26,6 +26,7 @@ from minialpaca.peft import active
 from minialpaca.products import chosen
 from minialpaca.recorded import Recorded, Rooms
 
+
 class Down(nn.Module):
     """x + W_down(…): a part of its own, or a compiler makes what is gated anew for each of its rows (of a GPU's time a tenth)."""
 
@@ -193,9 +194,10 @@ class Stepper:
 
     def _taken(self, cache: KVCache, end: int, *inputs: Tensor | None) -> Tensor:
         """The step, on CUDA compiled as it was recorded on this cache's memory."""
-        ask, cached = self.for_one if len(inputs[0]) == 1 else self.for_several, list(zip(cache.k_LBGSK.unbind(), cache.v_LBGSK.unbind()))
+        ask = self.for_one if len(inputs[0]) == 1 else self.for_several
+        cached = list(zip(cache.k_LBGSK.unbind(), cache.v_LBGSK.unbind()))  # a cache that a record held on to would never be gone
 
-        def step(*inputs: Tensor | None) -> Tensor:  # of the memory alone: a cache that a record held on to would never be gone
+        def step(*inputs: Tensor | None) -> Tensor:
             return ask(*inputs, cached, end)
 
         if not self.records:

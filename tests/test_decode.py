@@ -11,6 +11,7 @@ from running import ROOT
 from torch import nn
 
 from minialpaca import recorded
+from minialpaca.compiled_forms import written
 from minialpaca.config import AdapterConfig, ModelConfig, Sampling
 from minialpaca.decode import Stepper, is_plain, look_by_sums, swift
 from minialpaca.errors import UserError
@@ -103,6 +104,14 @@ def test_a_matrix_is_held_as_is_fastest_where_it_is(monkeypatch):
     for available, wanted in ((True, PACKED), (False, WHOLE)):
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
         assert form_for(weight, several=True, int8=False, compiled=False) is wanted
+
+
+def test_what_is_written_down_is_the_same_numbers_in_the_same_order(monkeypatch):
+    turned = tiny.normal(3, 5).T
+    assert written(turned) is turned  # not compiled, there is nothing to do
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(written(turned), turned) and written(turned).stride() == turned.stride() == (1, 5)
+    assert written(turned.to("meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize("heads", [1, 2, 6])
