@@ -10,6 +10,7 @@ How a matrix is held, held.py says.
 import contextlib
 import functools
 import math
+import types
 from collections.abc import Callable, Iterator
 
 import torch
@@ -94,8 +95,15 @@ def compiled_call() -> Callable:
     return torch.compile(call, dynamic=False, fullgraph=True, options={"coordinate_descent_tuning": True})
 
 
-def compiled_whole(step: nn.Module) -> Callable:
-    """For a CPU: its kernels are called from C++, which saves a tenth of a millisecond a token, and one does all of a single row's."""
+def compiled_whole(step: nn.Module, of_its_own: bool) -> Callable:
+    """For a CPU: its kernels are called from C++, which saves a tenth of a millisecond a token, and one does all of a single row's.
+
+    of_its_own: what is compiled counts towards how often a function's code may be, and with frozen matrices it fits no other step: so it
+    has a copy of the code. (The matrices themselves PyTorch keeps as long as the process lasts.)
+    """
+    if of_its_own:
+        forward = type(step).forward
+        step = types.MethodType(types.FunctionType(forward.__code__.replace(), forward.__globals__), step)
     return torch.compile(step, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
 
 
@@ -172,12 +180,13 @@ class Stepper:
 
     def _built(self, several: bool) -> Callable:
         step = Step(self.model, several, self.int8, self.compiled, compiled_call() if self.records else call).eval()
-        return compiled_whole(step) if self.compiled and not self.records else step
+        return compiled_whole(step, of_its_own=several) if self.compiled and not self.records else step
 
     def new_cache(self, rows: int, places: int) -> KVCache:
         """Compiled, it is as long as the context whatever is asked: a length of its own would be compiled anew."""
         return self.rooms.lend(rows) if self.compiled else self.model.new_cache(rows, places)
 
+    @torch.no_grad()
     def next_logits(self, tokens_BT: Tensor, real_BT: Tensor | None, cache: KVCache, sources: list[Source] | None = None) -> Tensor:
         """What stands behind each row's last token: logits (B, V)."""
         if not cache.length or tokens_BT.shape[1] > 1:
@@ -221,8 +230,8 @@ class Stepper:
                 stack.enter_context(torch.compiler.set_stance("default", skip_guard_eval_unsafe=True))
             elif frozen:
                 stack.enter_context(freezing())
-            self.asked.add(form)
             yield
+        self.asked.add(form)  # not where it was broken off
 
 
 def swift(model: Transformer, int8: bool = False, compiled: bool = False) -> Transformer | Stepper:

@@ -23,9 +23,10 @@ def quantised(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
     Q in int8 and s (F, 1): a scale for each row, so that |W − diag(s) Q| ≤ s/2. A row of zeros has s = 1.
     Dettmers et al. 2022, §2 (absmax, row-wise); of the matrices alone, activations stay as they are.
     """
-    s_F1 = weight_FD.abs().amax(-1, keepdim=True) / 127
+    wide_FD = weight_FD.to(torch.promote_types(weight_FD.dtype, torch.float32))  # in bf16 W/s is rounded to 128, which is −128 in int8
+    s_F1 = (wide_FD.abs().amax(-1, keepdim=True) / 127).to(weight_FD.dtype)
     s_F1 = s_F1.masked_fill(s_F1 == 0, 1)
-    return (weight_FD / s_F1).round().to(torch.int8), s_F1
+    return (wide_FD / s_F1).round().clamp(-127, 127).to(torch.int8), s_F1
 
 
 class Form(NamedTuple):

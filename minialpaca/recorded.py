@@ -79,5 +79,6 @@ class Rooms:
 
     def _built(self, rows: int) -> Room:
         """Of zeros: what is behind a mask is multiplied by 0, and must be a number."""
-        cache = KVCache(self.cfg, rows, self.cfg.max_seq_len, *self.kind)
-        return Room((cache.k_LBGSK.zero_(), cache.v_LBGSK.zero_()))
+        with torch.inference_mode(False), torch.no_grad():  # memory that was made in inference mode may not be written to outside of it
+            cache = KVCache(self.cfg, rows, self.cfg.max_seq_len, *self.kind)
+            return Room((cache.k_LBGSK.zero_(), cache.v_LBGSK.zero_()))

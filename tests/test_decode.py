@@ -13,7 +13,7 @@ from torch import nn
 from minialpaca import recorded
 from minialpaca.compiled_forms import written
 from minialpaca.config import AdapterConfig, ModelConfig, Sampling
-from minialpaca.decode import Stepper, is_plain, look_by_sums, swift
+from minialpaca.decode import Step, Stepper, compiled_whole, is_plain, look_by_sums, swift
 from minialpaca.errors import UserError
 from minialpaca.generate import generate, stream
 from minialpaca.heads import Classifier
@@ -167,6 +167,38 @@ def test_texts_that_are_written_at_once_have_memory_of_their_own_and_leave_it_to
     assert len(records) == 4
 
 
+def test_memory_lent_in_inference_mode_serves_outside_of_it():
+    model = long()
+    rooms = recorded.Rooms(model.cfg, model.embed.weight.device, model.embed.weight.dtype)
+    with torch.inference_mode():
+        assert not rooms.lend(1).k_LBGSK.is_inference()
+
+
+def test_a_form_that_was_broken_off_is_asked_again_in_full():
+    stepper, inputs = Stepper(long(), int8=True), [torch.zeros(1)]
+    with pytest.raises(KeyboardInterrupt), stepper._unquestioned(*inputs):
+        raise KeyboardInterrupt
+    assert not stepper.asked
+    with stepper._unquestioned(*inputs):
+        pass
+    assert len(stepper.asked) == 1
+
+
+def test_what_is_compiled_for_one_step_alone_has_code_of_its_own():
+    """One code may be compiled eight times: of nine steps with frozen matrices the ninth was an error."""
+    step = Step(long(), several=True, int8=False, compiled=True)
+    codes = [compiled_whole(step, of_its_own=True)._torchdynamo_orig_callable.__code__ for _ in range(2)]
+    assert codes[0] is not codes[1] and all(code is not Step.forward.__code__ for code in codes)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_step_asks_for_no_gradients(int8):
+    model = long()
+    stepper, cache = Stepper(model, int8), model.new_cache(1, 10)
+    for token in (3, 4, 5):
+        assert not stepper.next_logits(torch.tensor([[token]]), None, cache).requires_grad
+
+
 # ── int8 ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -185,6 +217,14 @@ def test_no_weight_moves_by_more_than_half_a_step():
     weight = tiny.normal(40, 30) * torch.logspace(-6, 3, 40, dtype=torch.float64)[:, None]
     q_FD, s_F1 = quantised(weight)
     assert ((q_FD * s_F1 - weight).abs() <= s_F1 / 2 * (1 + 1e-9)).all() and (q_FD.abs().amax(-1) == 127).all()
+
+
+def test_a_bf16_rows_largest_weight_keeps_its_sign():
+    """W/s in bf16 is 128 for some, which wraps to −128."""
+    weight = tiny.normal(2000, 64, seed=1).bfloat16()
+    q_FD, s_F1 = quantised(weight)
+    assert q_FD.abs().amax() == 127 and s_F1.dtype == torch.bfloat16
+    assert ((q_FD * s_F1.double() - weight.double()).abs() <= s_F1.double() / 2 * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["several rows", "one row"])
