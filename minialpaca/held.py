@@ -85,11 +85,11 @@ def in_blocks(weight_NDF: Tensor, x_BD: Tensor) -> Tensor:
 # ── packed ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def is_packable(weight_FD: Tensor) -> bool:
-    """Whether oneDNN multiplies such matrices here, in what PyTorch's compiler gives it where it freezes them."""
-    if weight_FD.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def is_packable(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies such matrices on this CPU."""
+    if not torch.backends.mkldnn.is_available():
         return False
-    return weight_FD.dtype == torch.float32 or (weight_FD.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def packed(weight_FD: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def form_for(weight_FD: Tensor, several: bool, int8: bool, compiled: bool) -> Fo
         return WHOLE if several and not int8 else IN_BLOCKS
     if weight_FD.dtype in (torch.float32, torch.float64) and (int8 or not several):
         return IN_PARTS
-    return PACKED if is_packable(weight_FD) and not int8 else WHOLE
+    return PACKED if is_packable(weight_FD.dtype) and not int8 else WHOLE
 
 
 class Held(nn.Module):

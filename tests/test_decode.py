@@ -225,6 +225,8 @@ def test_a_bf16_rows_largest_weight_keeps_its_sign():
     q_FD, s_F1 = quantised(weight)
     assert q_FD.abs().amax() == 127 and s_F1.dtype == torch.bfloat16
     assert ((q_FD * s_F1.double() - weight.double()).abs() <= s_F1.double() / 2 * (1 + 1e-9)).all()
+    smallest = quantised(torch.full((1, 4), 1e-5).half())  # its step, 7.9e-8, is next to nothing in fp16, and W/s 168
+    assert smallest[0].tolist() == [[127] * 4] and smallest[1].item() > 0
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["several rows", "one row"])

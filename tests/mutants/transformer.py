@@ -163,7 +163,7 @@ of("held:quantised", "test_decode.py::test_rows_are_rounded_to_a_scale_of_their_
    ("keepdim=True) / 127", "keepdim=True) / 128"), ("amax(-1, ", "amax(0, "), (".abs()", ""), (".round()", ""), ("s_F1 == 0, 1", "s_F1 == 0, 0.5"))
 
 of("held:quantised", "test_decode.py::test_a_bf16_rows_largest_weight_keeps_its_sign",
-   ("torch.promote_types(weight_FD.dtype, torch.float32)", "weight_FD.dtype"))
+   ("torch.promote_types(weight_FD.dtype, torch.float32)", "weight_FD.dtype"), (".clamp(-127, 127)", ""))
 
 of("decode:look_by_sums", "test_decode.py::test_attention_by_sums_is_attention[2]",
    ("/ math.sqrt(q_BH1K.shape[-1])", "/ q_BH1K.shape[-1]"), (" + attn_mask", ""), ("softmax(-1)", "softmax(-2)"), ("(k_BGSK.shape[1], -1)", "(-1, k_BGSK.shape[1])"))
