@@ -10,14 +10,14 @@ How a matrix is held, held.py says.
 import contextlib
 import functools
 import math
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minialpaca.cache import KVCache
+from minialpaca.captured import Cached, Captured
 from minialpaca.compiled_forms import is_hooked
 from minialpaca.compiling import lacks
 from minialpaca.errors import UserError
@@ -95,25 +95,6 @@ def compiled_call() -> Callable:
     return torch.compile(call, dynamic=False, fullgraph=True, options={"coordinate_descent_tuning": True})
 
 
-def compiled_whole(step: nn.Module, of_its_own: bool) -> Callable:
-    """For a CPU: its kernels are called from C++, which saves a tenth of a millisecond a token, and one does all of a single row's.
-
-    of_its_own: what is compiled counts towards how often a function's code may be, and with frozen matrices it fits no other step: so it
-    has a copy of the code. (The matrices themselves PyTorch keeps as long as the process lasts.)
-    """
-    if of_its_own:
-        forward = type(step).forward
-        step = types.MethodType(types.FunctionType(forward.__code__.replace(), forward.__globals__), step)
-    return torch.compile(step, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
-
-
-def freezing() -> contextlib.AbstractContextManager:
-    """What is compiled within takes its matrices for constants, and lays them out for its products of a few rows."""
-    from torch._inductor import config
-
-    return config.patch(freezing=True)
-
-
 class Step(nn.Module):
     """tokens (B,) behind those in the cache → logits (B, V), in fp32 at least. `call` says how a layer, and the head, is asked."""
 
@@ -130,11 +111,12 @@ class Step(nn.Module):
         self.register_buffer("cos_SK", cos.repeat_interleave(2, -1))
         self.register_buffer("sin_SK", torch.stack((-sin, sin), -1).flatten(-2))
 
-    def forward(self, tokens_B: Tensor, place_1: Tensor, real_BE: Tensor | None, cached: list[tuple[Tensor, Tensor]], end: int) -> Tensor:
-        """place_1: where the token stands in the cache, of which E = `end` places are looked at, as far as they are written and real;
-        real_BE None: all of those.
+    def forward(self, tokens_B: Tensor, place_1: Tensor, real_BE: Tensor | None, cached: Cached, end: int | None = None) -> Tensor:
+        """place_1: where the token stands in the cache, of which E places are looked at, as far as they are written and real; for
+        real_BE None there are `end`, all real.
         """
         x_BD = self.embed(tokens_B)
+        end = end if real_BE is None else real_BE.shape[1]
         if real_BE is None:
             positions_B, may_look = place_1.expand(len(tokens_B)), None
         else:
@@ -166,21 +148,20 @@ class Stepper:
             raise ValueError("a Stepper takes a decoder without an adapter in it")
         self.model, self.cfg, self.embed, self.int8, self.compiled = model.eval(), model.cfg, model.embed, int8, compiled
         self.records = compiled and self.embed.weight.is_cuda
-        self.on_cpu = self.embed.weight.device.type == "cpu"
-        self.asked: set[tuple] = set()
-        self.rooms = Rooms(self.cfg, self.embed.weight.device, self.embed.weight.dtype)
+        self.captured: dict[bool, Captured] = {}  # for one row, and for several
+        spare = int(compiled and not self.records)  # a slice that is the whole is a case of its own to the compiler: so none ever is
+        self.rooms = Rooms(self.cfg, self.embed.weight.device, self.embed.weight.dtype, self.cfg.max_seq_len + spare)
 
     @functools.cached_property
-    def for_one(self) -> Callable:
+    def for_one(self) -> Step:
         return self._built(several=False)
 
     @functools.cached_property
-    def for_several(self) -> Callable:
-        return self._built(several=True) if self.on_cpu and not self.int8 else self.for_one
+    def for_several(self) -> Step:
+        return self._built(several=True) if not self.embed.weight.is_cuda and not self.int8 else self.for_one
 
-    def _built(self, several: bool) -> Callable:
-        step = Step(self.model, several, self.int8, self.compiled, compiled_call() if self.records else call).eval()
-        return compiled_whole(step, of_its_own=several) if self.compiled and not self.records else step
+    def _built(self, several: bool) -> Step:
+        return Step(self.model, several, self.int8, self.compiled, compiled_call() if self.records else call).eval()
 
     def new_cache(self, rows: int, places: int) -> KVCache:
         """Compiled, it is as long as the context whatever is asked: a length of its own would be compiled anew."""
@@ -193,45 +174,36 @@ class Stepper:
             return self.model.next_logits(tokens_BT, real_BT, cache, sources)
         real_BE, end = self._looked_at(cache, cache.note_real(real_BT, 1))
         place_1 = torch.full((1,), cache.length, device=tokens_BT.device)
-        logits_BV = self._taken(cache, end, tokens_BT[:, 0], place_1, real_BE)
+        logits_BV = self._taken(cache, end, tokens_BT[:, 0].contiguous(), place_1, real_BE)
         cache.advance(1)
         return logits_BV
 
     def _looked_at(self, cache: KVCache, real_BE: Tensor | None) -> tuple[Tensor | None, int]:
-        """How much of the cache, and what of that is real; compiled, all of it, so that no length has a shape of its own."""
-        return (cache.real_BS, cache.max_len) if self.compiled else (real_BE, cache.length + 1)
+        """Which places are real, if they are not all, and how many are looked at; what is recorded looks at all there ever will be."""
+        end = cache.length + 1
+        if not self.compiled:
+            return real_BE, end
+        return (cache.real_BS if self.records else cache.real_BS[:, :end].contiguous()), end
 
     def _taken(self, cache: KVCache, end: int, *inputs: Tensor | None) -> Tensor:
-        """The step, on CUDA compiled as it was recorded on this cache's memory."""
-        ask = self.for_one if len(inputs[0]) == 1 else self.for_several
+        """The step: as it is, on CUDA as it was recorded on this cache's memory, on a CPU as it was compiled for so many rows."""
+        step = self.for_one if len(inputs[0]) == 1 else self.for_several
         cached = list(zip(cache.k_LBGSK.unbind(), cache.v_LBGSK.unbind()))  # a cache that a record held on to would never be gone
+        if not self.compiled:
+            return step(*inputs, cached, end)
+        if self.records:
+            cache.room.step = cache.room.step or Recorded(lambda *inputs: step(*inputs, cached), *inputs)
+            return cache.room.step(*inputs)
+        return self._as_compiled(step, inputs, cached)
 
-        def step(*inputs: Tensor | None) -> Tensor:
-            return ask(*inputs, cached, end)
-
-        if not self.records:
-            with self._unquestioned(*inputs) if self.compiled else contextlib.nullcontext():
-                return step(*inputs)
-        cache.room.step = cache.room.step or Recorded(step, *inputs)
-        return cache.room.step(*inputs)
-
-    @contextlib.contextmanager
-    def _unquestioned(self, *inputs: Tensor) -> Iterator[None]:
-        """What has been asked once in this form is not compared again with all that it was compiled for: a tenth of a token's time.
-
-        What is compiled for several rows is told to freeze its matrices, and multiplies by the library that training would take.
-        """
-        form = (torch.is_inference_mode_enabled(), torch.is_grad_enabled(), *((x.shape, x.stride()) for x in inputs))
-        frozen = self.on_cpu and not self.int8 and len(inputs[0]) > 1
-        with contextlib.ExitStack() as stack:
-            if frozen:
-                stack.enter_context(chosen(self.embed.weight.device))
-            if form in self.asked:
-                stack.enter_context(torch.compiler.set_stance("default", skip_guard_eval_unsafe=True))
-            elif frozen:
-                stack.enter_context(freezing())
-            yield
-        self.asked.add(form)  # not where it was broken off
+    def _as_compiled(self, step: Step, inputs: Sequence[Tensor], cached: Cached) -> Tensor:
+        """Once for one row and once for several, whose matrices are frozen and multiplied by the library that training would take."""
+        several = len(inputs[0]) > 1
+        frozen = several and not self.int8
+        with chosen(self.embed.weight.device) if frozen else contextlib.nullcontext():
+            if several not in self.captured:
+                self.captured[several] = Captured(step, inputs, cached, several, frozen)
+            return self.captured[several](inputs, cached)
 
 
 def swift(model: Transformer, int8: bool = False, compiled: bool = False) -> Transformer | Stepper:

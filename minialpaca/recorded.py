@@ -57,18 +57,18 @@ class Room:
 
 
 class LentCache(KVCache):
-    """A cache as long as the context, in a room."""
+    """A cache as long as the context; its room may have a place to spare."""
 
     def __init__(self, cfg: ModelConfig, rows: int, room: Room):
-        super().__init__(cfg, rows, cfg.max_seq_len, room.memory[0].device, memory=room.memory)
-        self.room = room
+        super().__init__(cfg, rows, room.memory[0].shape[3], room.memory[0].device, memory=room.memory)
+        self.max_len, self.room = cfg.max_seq_len, room
 
 
 class Rooms:
     """Where caches stand. Whose cache is gone is given to the next one of as many rows, so that nothing is recorded for each answer."""
 
-    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype):
-        self.cfg, self.kind, self.free = cfg, (device, dtype), defaultdict(list)
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, places: int):
+        self.cfg, self.kind, self.places, self.free = cfg, (device, dtype), places, defaultdict(list)
 
     def lend(self, rows: int) -> LentCache:
         free = self.free[rows]
@@ -80,5 +80,5 @@ class Rooms:
     def _built(self, rows: int) -> Room:
         """Of zeros: what is behind a mask is multiplied by 0, and must be a number."""
         with torch.inference_mode(False), torch.no_grad():  # memory that was made in inference mode may not be written to outside of it
-            cache = KVCache(self.cfg, rows, self.cfg.max_seq_len, *self.kind)
+            cache = KVCache(self.cfg, rows, self.places, *self.kind)
             return Room((cache.k_LBGSK.zero_(), cache.v_LBGSK.zero_()))

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import tiny
@@ -13,7 +14,7 @@ from torch import nn
 from minialpaca import recorded
 from minialpaca.compiled_forms import written
 from minialpaca.config import AdapterConfig, ModelConfig, Sampling
-from minialpaca.decode import Step, Stepper, compiled_whole, is_plain, look_by_sums, swift
+from minialpaca.decode import Stepper, is_plain, look_by_sums, swift
 from minialpaca.errors import UserError
 from minialpaca.generate import generate, stream
 from minialpaca.heads import Classifier
@@ -169,26 +170,9 @@ def test_texts_that_are_written_at_once_have_memory_of_their_own_and_leave_it_to
 
 def test_memory_lent_in_inference_mode_serves_outside_of_it():
     model = long()
-    rooms = recorded.Rooms(model.cfg, model.embed.weight.device, model.embed.weight.dtype)
+    rooms = recorded.Rooms(model.cfg, model.embed.weight.device, model.embed.weight.dtype, model.cfg.max_seq_len)
     with torch.inference_mode():
         assert not rooms.lend(1).k_LBGSK.is_inference()
-
-
-def test_a_form_that_was_broken_off_is_asked_again_in_full():
-    stepper, inputs = Stepper(long(), int8=True), [torch.zeros(1)]
-    with pytest.raises(KeyboardInterrupt), stepper._unquestioned(*inputs):
-        raise KeyboardInterrupt
-    assert not stepper.asked
-    with stepper._unquestioned(*inputs):
-        pass
-    assert len(stepper.asked) == 1
-
-
-def test_what_is_compiled_for_one_step_alone_has_code_of_its_own():
-    """One code may be compiled eight times: of nine steps with frozen matrices the ninth was an error."""
-    step = Step(long(), several=True, int8=False, compiled=True)
-    codes = [compiled_whole(step, of_its_own=True)._torchdynamo_orig_callable.__code__ for _ in range(2)]
-    assert codes[0] is not codes[1] and all(code is not Step.forward.__code__ for code in codes)
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -285,33 +269,76 @@ def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
         swift(long(), compiled=True)
 
 
+# ── compiled on a CPU ────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_row_is_compiled_once_and_so_are_several(monkeypatch):
+    """For any length and number, and again where it was broken off (Ctrl-C while compiling)."""
+    made = []
+
+    class Fake:
+        def __init__(self, step, inputs, cached, several, frozen):
+            made.append((several, frozen))
+            if len(made) == 1:
+                raise KeyboardInterrupt
+            self.step = step
+
+        def __call__(self, inputs, cached):
+            tokens_B, _, real_BE = inputs
+            assert tokens_B.is_contiguous() and real_BE.is_contiguous()
+            assert real_BE.shape[1] < cached[0][0].shape[2]  # a slice of the whole cache is none of those that it was traced for
+            return self.step(*inputs, cached)
+
+    monkeypatch.setattr("minialpaca.decode.Captured", Fake)
+    model = long()
+    stepper = Stepper(model, compiled=True)
+    with pytest.raises(KeyboardInterrupt):
+        generate(stepper, PROMPTS[:1], NEVER, 5)
+    for prompts in (PROMPTS[:1], PROMPTS, PROMPTS[1:], PROMPTS[:1]):
+        assert generate(stepper, prompts, NEVER) == generate(model, prompts, NEVER)
+    assert made == [(False, False), (False, False), (True, True)]
+    generate(Stepper(model, int8=True, compiled=True), PROMPTS, NEVER, 3)
+    assert made[3:] == [(True, False)]  # frozen, int8 would be made wide
+
+
+def apart(code: str) -> None:
+    """In a process of its own: what this suite measures tensors by cannot be compiled."""
+    head = 'import sys; sys.path.insert(0, "tests")\nimport tiny, torch\nfrom minialpaca.decode import Stepper\nfrom minialpaca.generate import generate\n'
+    done = subprocess.run([sys.executable, "-c", head + textwrap.dedent(code) + 'print("same")\n'], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.endswith("same\n"), done.stderr[-2000:]
+
+
+def test_a_traced_step_says_what_the_step_says_for_any_length_and_number_of_rows():
+    apart("""
+    from minialpaca import captured
+    torch._inductor.compile = lambda graph, inputs, options: graph  # traced and not compiled
+    model = tiny.model(tiny.GQA, max_seq_len=48, tie_embeddings=False, init_std=0.3).double()
+    for int8 in (False, True):
+        stepper, plain = Stepper(model, int8, compiled=True), Stepper(model, int8)
+        for rows in (1, 2, 5):
+            prompts = [tiny.tokens(n, seed=n).tolist() for n in range(1, rows + 1)]
+            with torch.inference_mode(rows == 2):  # compiled there and asked elsewhere
+                assert generate(stepper, prompts, -1) == generate(plain, prompts, -1), rows
+    """)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True])
-def test_compiled_once_for_all_lengths_it_says_the_same(int8):
-    """In a process of its own: what this suite measures tensors by cannot be compiled. Several rows' matrices are constants to the
-    compiler, and packed; in int8 they stay short.
-    """
-    code = f"""
-import sys; sys.path.insert(0, "tests")
-import tiny, torch
-from minialpaca.decode import Stepper
-from minialpaca.generate import generate, stream
-torch._dynamo.config.error_on_recompile = True
-model = tiny.model(tiny.GQA, max_seq_len=48, tie_embeddings=False, init_std=0.3)
-plain, compiled = Stepper(model, {int8}), Stepper(model, {int8}, compiled=True)
-for n, new in ((5, 20), (9, 30), (1, 47)):
-    prompt = [tiny.tokens(n, seed=n).tolist()]
-    assert generate(plain, prompt, -1, new) == generate(compiled, prompt, -1, new), (n, new)
-torch._dynamo.config.error_on_recompile = False
-from torch._dynamo.utils import counters
-counters.clear()
-prompts = [tiny.tokens(n, seed=n).tolist() for n in (4, 7, 7)]
-for _ in range(2):  # padded and not in turns: as many rows, and other inputs
-    for some in (prompts, prompts[1:], prompts[1:] + prompts[1:2]):
-        assert generate(plain, some, -1, 20) == generate(compiled, some, -1, 20), some
-packed = counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"]
-assert (packed == 0) == {int8}, packed
-print("same")
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.stdout.endswith("same\n"), done.stderr[-2000:]
+def test_compiled_it_says_the_same(int8):
+    """Several rows' matrices are constants to the compiler, and packed; in int8 they stay short."""
+    apart(f"""
+    model = tiny.model(tiny.GQA, max_seq_len=48, tie_embeddings=False, init_std=0.3)
+    plain, compiled = Stepper(model, {int8}), Stepper(model, {int8}, compiled=True)
+    for n, new in ((5, 20), (9, 30), (1, 47)):
+        prompt = [tiny.tokens(n, seed=n).tolist()]
+        assert generate(plain, prompt, -1, new) == generate(compiled, prompt, -1, new), (n, new)
+    from torch._dynamo.utils import counters
+    counters.clear()
+    prompts = [tiny.tokens(n, seed=n).tolist() for n in (4, 7, 7)]
+    for _ in range(2):  # padded and not in turns: as many rows, and other inputs
+        for some in (prompts, prompts[1:], prompts[1:] + prompts[1:2]):
+            assert generate(plain, some, -1, 20) == generate(compiled, some, -1, 20), some
+    packed = counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"]
+    assert (packed == 0) == {int8}, packed
+    assert len(compiled.captured) == 2
+    """)

@@ -187,6 +187,11 @@ of("decode:Step.forward", "test_decode.py::test_a_step_says_what_the_model_says[
 
 of("decode:Step.forward", "test_decode.py::test_a_recorded_step_says_what_the_model_says[padded]", ("<= place_1", "< place_1"))
 
+AS_COMPILED = "test_decode.py::test_one_row_is_compiled_once_and_so_are_several"
+of("decode:Stepper._looked_at", AS_COMPILED, (".contiguous()", ""), ("[:, :end]", ""))
+
+of("decode:Stepper._as_compiled", AS_COMPILED, ("several and not self.int8", "several"), ("if several not in self.captured", "if True"))
+
 of("speculate:chance", "test_speculate.py::test_drafted_and_judged_a_token_is_distributed_as_the_large_model_has_it",
    ("p_V[token] / q_V[token]", "q_V[token] / p_V[token]"),
    ("p_V[token] / q_V[token]", "p_V[token]"),
