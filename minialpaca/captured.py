@@ -17,7 +17,7 @@ Cached = list[tuple[Tensor, Tensor]]
 
 
 class Captured:
-    """step(tokens_B, place_1, real_BE, cached) → a tensor, for a cache as long as this one and any E ≥ 2 that leaves a place of it.
+    """step(tokens_B, real_BE, cached) → a tensor, for a cache as long as this one and any E ≥ 2 that leaves a place of it.
 
     several: for any B ≥ 2; else for one row. frozen: the matrices are constants to the compiler, which packs them for a few rows.
     """
@@ -25,7 +25,7 @@ class Captured:
     def __init__(self, step: nn.Module, inputs: Sequence[Tensor], cached: Cached, several: bool, frozen: bool):
         rows = {0: Dim("B", min=2, max=2**20)} if several else {}  # PyTorch 2.6 wants an end
         looked_at = {1: Dim("E", min=2, max=cached[0][0].shape[2] - 1)}
-        sizes = rows, {}, rows | looked_at, [(rows, rows)] * len(cached)
+        sizes = rows, rows | looked_at, [(rows, rows)] * len(cached)
         with torch.inference_mode(False), torch.no_grad():  # elsewhere it would be good for inference mode alone
             inputs, cached = [torch.zeros_like(x) for x in inputs], [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in cached]
             graph = graph_of(step, (*inputs, cached), sizes)

@@ -53,18 +53,26 @@ class HeldBlock(nn.Module):
         self.gate_up = hold(torch.cat([p.weight.detach() for p in (mlp.gate_proj, mlp.up_proj)]))
         self.down = Down(hold(mlp.down_proj.weight.detach()))
 
-    def forward(self, x_BD: Tensor, turn: tuple[Tensor, Tensor], place_1: Tensor, k_BGSK: Tensor, v_BGSK: Tensor,
-                end: int, may_look: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BD: Tensor, turn: tuple[Tensor, Tensor], k_BGSK: Tensor, v_BGSK: Tensor, end: int,
+                may_look: Tensor | None, place_1: Tensor | None) -> tuple[Tensor, Tensor]:
         """What `down` is given. `end`: how much of the cache is looked at."""
         H, G = self.n_heads, self.n_kv_heads
         qkv = self.qkv(self.attn_norm(x_BD)).unflatten(-1, (H + 2 * G, self.d_head))
         turned = turned_by(qkv[:, :H + G], *turn)
-        k_BGSK.index_copy_(2, place_1, turned[:, H:, None])
-        v_BGSK.index_copy_(2, place_1, qkv[:, H + G:, None])
+        put(k_BGSK, turned[:, H:, None], end, place_1)
+        put(v_BGSK, qkv[:, H + G:, None], end, place_1)
         mix_BH1K = self.look(turned[:, :H, None], k_BGSK[:, :, :end], v_BGSK[:, :, :end], attn_mask=may_look, enable_gqa=G < H)
         x_BD = x_BD + self.o(mix_BH1K.flatten(1))
         gate_BF, up_BF = self.gate_up(self.mlp_norm(x_BD)).chunk(2, -1)
         return x_BD, gated_swish(gate_BF, up_BF)
+
+
+def put(cached_BGSK: Tensor, new_BG1K: Tensor, end: int, place_1: Tensor | None) -> None:
+    """At the last place that is looked at; or at place_1, where a recording has to ask a tensor."""
+    if place_1 is None:
+        cached_BGSK.narrow(2, end - 1, 1).copy_(new_BG1K)
+    else:
+        cached_BGSK.index_copy_(2, place_1, new_BG1K)
 
 
 def look_by_sums(q_BH1K: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, attn_mask: Tensor, enable_gqa: bool = True) -> Tensor:
@@ -111,21 +119,22 @@ class Step(nn.Module):
         self.register_buffer("cos_SK", cos.repeat_interleave(2, -1))
         self.register_buffer("sin_SK", torch.stack((-sin, sin), -1).flatten(-2))
 
-    def forward(self, tokens_B: Tensor, place_1: Tensor, real_BE: Tensor | None, cached: Cached, end: int | None = None) -> Tensor:
-        """place_1: where the token stands in the cache, of which E places are looked at, as far as they are written and real; for
-        real_BE None there are `end`, all real.
+    def forward(self, tokens_B: Tensor, real_BE: Tensor | None, cached: Cached, end: int | None = None,
+                place_1: Tensor | None = None) -> Tensor:
+        """E places of the cache are looked at, as far as they are real; for real_BE None there are `end`, all real. The token stands in
+        the last of them; or at place_1, and those behind it are not written yet.
         """
         x_BD = self.embed(tokens_B)
-        end = end if real_BE is None else real_BE.shape[1]
         if real_BE is None:
-            positions_B, may_look = place_1.expand(len(tokens_B)), None
+            positions, may_look = slice(end - 1, end), None
         else:
-            looks_BE = real_BE & (torch.arange(real_BE.shape[1], device=place_1.device) <= place_1)
-            positions_B = looks_BE.sum(-1) - 1
+            end = real_BE.shape[1]
+            looks_BE = real_BE if place_1 is None else real_BE & (torch.arange(end, device=place_1.device) <= place_1)
+            positions = looks_BE.sum(-1) - 1
             may_look = torch.zeros_like(looks_BE, dtype=x_BD.dtype).masked_fill(~looks_BE, -torch.inf)[:, None, None]  # as attention adds it
-        turn = self.cos_SK[positions_B][:, None], self.sin_SK[positions_B][:, None]
+        turn = self.cos_SK[positions][:, None], self.sin_SK[positions][:, None]
         for block, (k_BGSK, v_BGSK) in zip(self.blocks, cached):
-            x_BD = self.call(block.down, *self.call(block, x_BD, turn, place_1, k_BGSK, v_BGSK, end, may_look))
+            x_BD = self.call(block.down, *self.call(block, x_BD, turn, k_BGSK, v_BGSK, end, may_look, place_1))
         logits_BV = self.call(self.head, x_BD)
         return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
 
@@ -172,29 +181,21 @@ class Stepper:
         """What stands behind each row's last token: logits (B, V)."""
         if not cache.length or tokens_BT.shape[1] > 1:
             return self.model.next_logits(tokens_BT, real_BT, cache, sources)
-        real_BE, end = self._looked_at(cache, cache.note_real(real_BT, 1))
-        place_1 = torch.full((1,), cache.length, device=tokens_BT.device)
-        logits_BV = self._taken(cache, end, tokens_BT[:, 0].contiguous(), place_1, real_BE)
+        logits_BV = self._taken(cache, tokens_BT[:, 0].contiguous(), cache.note_real(real_BT, 1))
         cache.advance(1)
         return logits_BV
 
-    def _looked_at(self, cache: KVCache, real_BE: Tensor | None) -> tuple[Tensor | None, int]:
-        """Which places are real, if they are not all, and how many are looked at; what is recorded looks at all there ever will be."""
-        end = cache.length + 1
-        if not self.compiled:
-            return real_BE, end
-        return (cache.real_BS if self.records else cache.real_BS[:, :end].contiguous()), end
-
-    def _taken(self, cache: KVCache, end: int, *inputs: Tensor | None) -> Tensor:
-        """The step: as it is, on CUDA as it was recorded on this cache's memory, on a CPU as it was compiled for so many rows."""
-        step = self.for_one if len(inputs[0]) == 1 else self.for_several
+    def _taken(self, cache: KVCache, tokens_B: Tensor, real_BE: Tensor | None) -> Tensor:
+        """The step: as it is, on CUDA as it was recorded on this cache's memory, on a CPU as it was compiled."""
+        step, end = self.for_one if len(tokens_B) == 1 else self.for_several, cache.length + 1
         cached = list(zip(cache.k_LBGSK.unbind(), cache.v_LBGSK.unbind()))  # a cache that a record held on to would never be gone
         if not self.compiled:
-            return step(*inputs, cached, end)
-        if self.records:
-            cache.room.step = cache.room.step or Recorded(lambda *inputs: step(*inputs, cached), *inputs)
-            return cache.room.step(*inputs)
-        return self._as_compiled(step, inputs, cached)
+            return step(tokens_B, real_BE, cached, end)
+        if not self.records:
+            return self._as_compiled(step, (tokens_B, cache.real_BS[:, :end].contiguous()), cached)
+        inputs = tokens_B, cache.real_BS, torch.full((1,), cache.length, device=tokens_B.device)  # all of the cache: a length has no tensor
+        cache.room.step = cache.room.step or Recorded(lambda tokens_B, real_BS, place_1: step(tokens_B, real_BS, cached, place_1=place_1), *inputs)
+        return cache.room.step(*inputs)
 
     def _as_compiled(self, step: Step, inputs: Sequence[Tensor], cached: Cached) -> Tensor:
         """Once for one row and once for several, whose matrices are frozen and multiplied by the library that training would take."""

@@ -137,5 +137,6 @@ class Held(nn.Module):
         self.register_buffer("weight", laid(weight_FD))
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        y_BF = self.product(self.weight, written(x_BD))[:, :self.n_rows]
+        filled = self.product(self.weight, written(x_BD))
+        y_BF = filled if filled.shape[1] == self.n_rows else filled[:, :self.n_rows]
         return y_BF * self.scale_F if self.int8 else y_BF

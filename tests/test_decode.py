@@ -284,7 +284,7 @@ def test_one_row_is_compiled_once_and_so_are_several(monkeypatch):
             self.step = step
 
         def __call__(self, inputs, cached):
-            tokens_B, _, real_BE = inputs
+            tokens_B, real_BE = inputs
             assert tokens_B.is_contiguous() and real_BE.is_contiguous()
             assert real_BE.shape[1] < cached[0][0].shape[2]  # a slice of the whole cache is none of those that it was traced for
             return self.step(*inputs, cached)

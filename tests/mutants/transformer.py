@@ -169,7 +169,7 @@ of("decode:look_by_sums", "test_decode.py::test_attention_by_sums_is_attention[2
    ("/ math.sqrt(q_BH1K.shape[-1])", "/ q_BH1K.shape[-1]"), (" + attn_mask", ""), ("softmax(-1)", "softmax(-2)"), ("(k_BGSK.shape[1], -1)", "(-1, k_BGSK.shape[1])"))
 
 ALIKE = "test_decode.py::test_however_a_matrix_is_held_it_multiplies_alike"
-of("held:Held.forward", f"{ALIKE}[True-False-3]", ("y_BF * self.scale_F if self.int8", "y_BF if self.int8"), ("[:, :self.n_rows]", ""))
+of("held:Held.forward", f"{ALIKE}[True-False-3]", ("y_BF * self.scale_F if self.int8", "y_BF if self.int8"), ("filled[:, :self.n_rows]", "filled"))
 
 of("held:in_blocks", f"{ALIKE}[True-False-3]", (".sum(2)", ".sum(3)"), ("x_BD[:, None, :, None]", "x_BD[:1, None, :, None]"))
 
@@ -183,12 +183,16 @@ of("decode:HeldBlock.forward", "test_decode.py::test_a_step_says_what_the_model_
    ("qkv[:, H + G:, None]", "turned[:, H:, None]"), ("self.mlp_norm(x_BD)", "self.attn_norm(x_BD)"))
 
 of("decode:Step.forward", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]",
-   ("looks_BE.sum(-1) - 1", "looks_BE.sum(-1)"), ("looks_BE.sum(-1) - 1", "place_1.expand(len(tokens_B))"), ("masked_fill(~looks_BE", "masked_fill(looks_BE"))
+   ("looks_BE.sum(-1) - 1", "looks_BE.sum(-1)"), ("looks_BE.sum(-1) - 1", "slice(end - 1, end)"), ("masked_fill(~looks_BE", "masked_fill(looks_BE"))
+
+of("decode:Step.forward", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-one row]", ("slice(end - 1, end)", "slice(end - 2, end - 1)"))
+
+of("decode:put", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-padded]", ("narrow(2, end - 1, 1)", "narrow(2, end - 2, 1)"))
 
 of("decode:Step.forward", "test_decode.py::test_a_recorded_step_says_what_the_model_says[padded]", ("<= place_1", "< place_1"))
 
 AS_COMPILED = "test_decode.py::test_one_row_is_compiled_once_and_so_are_several"
-of("decode:Stepper._looked_at", AS_COMPILED, (".contiguous()", ""), ("[:, :end]", ""))
+of("decode:Stepper._taken", AS_COMPILED, ("[:, :end].contiguous()", "[:, :end]"), ("[:, :end].contiguous()", ""))
 
 of("decode:Stepper._as_compiled", AS_COMPILED, ("several and not self.int8", "several"), ("if several not in self.captured", "if True"))
 
