@@ -5,6 +5,7 @@ time. A step that `torch.export` has traced whole is of these shapes and no othe
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -14,6 +15,7 @@ from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
 Cached = list[tuple[Tensor, Tensor]]
+TRACING = threading.Lock()  # two threads that trace at once find each other's tensors
 
 
 class Captured:
@@ -26,8 +28,8 @@ class Captured:
         rows = {0: Dim("B", min=2, max=2**20)} if several else {}  # PyTorch 2.6 wants an end
         looked_at = {1: Dim("E", min=2, max=cached[0][0].shape[2] - 1)}
         sizes = rows, rows | looked_at, [(rows, rows)] * len(cached)
-        with torch.inference_mode(False), torch.no_grad():  # elsewhere it would be good for inference mode alone
-            inputs, cached = [torch.zeros_like(x) for x in inputs], [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in cached]
+        with TRACING, torch.inference_mode(False), torch.no_grad():  # elsewhere it would be good for inference mode alone
+            inputs, cached = [torch.zeros_like(x) for x in inputs], [(torch.empty_like(k), torch.empty_like(v)) for k, v in cached]
             graph = graph_of(step, (*inputs, cached), sizes)
             with counted(), freezing() if frozen else contextlib.nullcontext():
                 self.compiled = torch._inductor.compile(graph, [*inputs, *chain(*cached)], options={"cpp_wrapper": True})

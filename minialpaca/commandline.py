@@ -74,7 +74,7 @@ def add_sampling(options: argparse.ArgumentParser) -> None:
 
 def add_speed(options: argparse.ArgumentParser) -> None:
     options.add_argument("--int8", action="store_true", help="Hold the matrices in 8 bits with a scale for each row; fast with --compile.")
-    options.add_argument("--compile", action="store_true", help="Compile the step for one token first, which takes half a minute.")
+    options.add_argument("--compile", action="store_true", help="Compile the step for one token first, which takes half a minute, and the next time seconds.")
     options.add_argument("--draft", metavar="RUN", help="A smaller run with the same tokenizer that runs ahead: the same answers, sooner where it is often "
                          "right. --int8 and --compile are then its own.")
     options.add_argument("--draft-tokens", type=int, default=None, help=f"How many tokens it runs ahead. (default {DRAFTED})")

@@ -148,7 +148,10 @@ def is_plain(model: nn.Module) -> bool:
 
 
 class Stepper:
-    """A plain decoder for `generate.stream`: a prompt goes through the model, each later token through the step."""
+    """A plain decoder for `generate.stream`: a prompt goes through the model, each later token through the step.
+
+    The step's matrices are laid out at the first answer, from the weights as they are then: who trains on makes a new one.
+    """
 
     n_virtual = 0
 
@@ -158,7 +161,7 @@ class Stepper:
         self.model, self.cfg, self.embed, self.int8, self.compiled = model.eval(), model.cfg, model.embed, int8, compiled
         self.records = compiled and self.embed.weight.is_cuda
         self.captured: dict[bool, Captured] = {}  # for one row, and for several
-        spare = int(compiled and not self.records)  # a slice that is the whole is a case of its own to the compiler: so none ever is
+        spare = 2 if compiled and not self.records else 0  # a slice of the whole is a case apart to the compiler, and so is a range of one
         self.rooms = Rooms(self.cfg, self.embed.weight.device, self.embed.weight.dtype, self.cfg.max_seq_len + spare)
 
     @functools.cached_property

@@ -319,6 +319,25 @@ def test_a_traced_step_says_what_the_step_says_for_any_length_and_number_of_rows
             prompts = [tiny.tokens(n, seed=n).tolist() for n in range(1, rows + 1)]
             with torch.inference_mode(rows == 2):  # compiled there and asked elsewhere
                 assert generate(stepper, prompts, -1) == generate(plain, prompts, -1), rows
+    short = tiny.model(tiny.GQA, max_seq_len=2)  # one step at most, and none of another length
+    told, cache = [Stepper(short, compiled=c) for c in (True, False)], [Stepper(short, compiled=c).new_cache(1, 2) for c in (True, False)]
+    for token in (3, 4):
+        compiled, plain = (stepper.next_logits(torch.tensor([[token]]), None, into) for stepper, into in zip(told, cache))
+        torch.testing.assert_close(compiled, plain)
+    """)
+
+
+def test_threads_that_ask_first_at_once_trace_one_after_the_other():
+    apart("""
+    import threading
+    torch._inductor.compile = lambda graph, inputs, options: graph
+    model, found = tiny.model(tiny.GQA, max_seq_len=48, tie_embeddings=False, init_std=0.3), {}
+    prompts = [[[1, 2, 3]], [[1, 2], [3]], [[4, 5, 6, 7, 8]], [[5], [6, 7], [8]]]
+    stepper = Stepper(model, compiled=True)
+    threads = [threading.Thread(target=lambda i=i, p=p: found.update({i: generate(stepper, p, -1, 20)})) for i, p in enumerate(prompts)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert [found.get(i) for i in range(4)] == [generate(model, p, -1, 20) for p in prompts]
     """)
 
 
