@@ -1,10 +1,10 @@
 """One more token: a decoder's step as a few large operations on matrices that are laid side by side.
 
 The model's own forward takes any number of tokens, any adapter and dropout; asked for one token at a time it spends its
-time between operations. Here queries, keys and values are one product and gate and up another, angles are looked up, and
-with `compiled` no shape ever changes: the step is compiled once for a number of rows, on CUDA a layer of it, and the step
-is recorded. The logits are the model's up to rounding; with matrices in int8, up to half a step of each row's scale.
-How a matrix is held, held.py says.
+time between operations. Here queries, keys and values are one product and gate and up another, and angles are looked up. With
+`compiled` the step is one function on a CPU (captured.py); on CUDA a layer is compiled, and the step recorded (recorded.py).
+The logits are the model's up to rounding; with matrices in int8, up to half a step of each row's scale. How a matrix is held,
+held.py says.
 """
 
 import contextlib

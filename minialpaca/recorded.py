@@ -57,7 +57,7 @@ class Room:
 
 
 class LentCache(KVCache):
-    """A cache as long as the context; its room may have a place to spare."""
+    """A cache as long as the context; its room may have places to spare."""
 
     def __init__(self, cfg: ModelConfig, rows: int, room: Room):
         super().__init__(cfg, rows, room.memory[0].shape[3], room.memory[0].device, memory=room.memory)
