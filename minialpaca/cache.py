@@ -47,3 +47,8 @@ class KVCache:
 
     def advance(self, new: int) -> None:
         self.length += new
+
+
+def refuse_overflow(taken: int, new: int, limit: int) -> None:
+    if taken + new > limit:
+        raise ValueError(f"{taken} + {new} tokens do not fit the context of {limit}")

@@ -28,8 +28,9 @@ class Captured:
         rows = {0: Dim("B", min=2, max=2**20)} if several else {}  # PyTorch 2.6 wants an end
         looked_at = {1: Dim("E", min=2, max=cached[0][0].shape[2] - 1)}
         sizes = rows, rows | looked_at, [(rows, rows)] * len(cached)
-        with TRACING, torch.inference_mode(False), torch.no_grad():  # elsewhere it would be good for inference mode alone
-            inputs, cached = [torch.zeros_like(x) for x in inputs], [(torch.empty_like(k), torch.empty_like(v)) for k, v in cached]
+        # Of tensors like them: the cache's layers are parts of one memory, and the compiler would make sure for this number of rows that they do not overlap.
+        inputs, cached = [torch.zeros_like(x) for x in inputs], [(torch.empty_like(k), torch.empty_like(v)) for k, v in cached]
+        with TRACING, torch.no_grad():
             graph = graph_of(step, (*inputs, cached), sizes)
             with counted(), freezing() if frozen else contextlib.nullcontext():
                 self.compiled = torch._inductor.compile(graph, [*inputs, *chain(*cached)], options={"cpp_wrapper": True})

@@ -7,7 +7,6 @@ The logits are the model's up to rounding; with matrices in int8, up to half a s
 held.py says.
 """
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minialpaca.cache import KVCache
+from minialpaca.cache import KVCache, refuse_overflow
 from minialpaca.captured import Cached, Captured
 from minialpaca.compiled_forms import is_hooked
 from minialpaca.compiling import lacks
@@ -24,7 +23,6 @@ from minialpaca.errors import UserError
 from minialpaca.held import Held
 from minialpaca.model import MLP, Attention, Block, RMSNorm, Source, Transformer, gated_swish, rotary_angles
 from minialpaca.peft import active
-from minialpaca.products import chosen
 from minialpaca.recorded import Recorded, Rooms
 
 
@@ -184,6 +182,7 @@ class Stepper:
         """What stands behind each row's last token: logits (B, V)."""
         if not cache.length or tokens_BT.shape[1] > 1:
             return self.model.next_logits(tokens_BT, real_BT, cache, sources)
+        refuse_overflow(cache.length, 1, cache.max_len)
         logits_BV = self._taken(cache, tokens_BT[:, 0].contiguous(), cache.note_real(real_BT, 1))
         cache.advance(1)
         return logits_BV
@@ -201,13 +200,11 @@ class Stepper:
         return cache.room.step(*inputs)
 
     def _as_compiled(self, step: Step, inputs: Sequence[Tensor], cached: Cached) -> Tensor:
-        """Once for one row and once for several, whose matrices are frozen and multiplied by the library that training would take."""
+        """Once for one row and once for several, whose matrices are frozen, but for int8: it would be made wide."""
         several = len(inputs[0]) > 1
-        frozen = several and not self.int8
-        with chosen(self.embed.weight.device) if frozen else contextlib.nullcontext():
-            if several not in self.captured:
-                self.captured[several] = Captured(step, inputs, cached, several, frozen)
-            return self.captured[several](inputs, cached)
+        if several not in self.captured:
+            self.captured[several] = Captured(step, inputs, cached, several, frozen=several and not self.int8)
+        return self.captured[several](inputs, cached)
 
 
 def swift(model: Transformer, int8: bool = False, compiled: bool = False) -> Transformer | Stepper:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minialpaca import precision
-from minialpaca.cache import KVCache, LayerCache
+from minialpaca.cache import KVCache, LayerCache, refuse_overflow
 from minialpaca.compiled_forms import side_by_side, spelled_is_faster
 from minialpaca.config import ModelConfig
 
@@ -338,7 +338,7 @@ class Transformer(nn.Module):
             return self._both_ways(x_BTD, real_BT)
         T, device = x_BTD.shape[1], x_BTD.device
         offset = cache.length if cache else 0
-        self._refuse_overflow(offset, T, cache.max_len if cache else self.cfg.max_seq_len + self.n_virtual)
+        refuse_overflow(offset, T, cache.max_len if cache else self.cfg.max_seq_len + self.n_virtual)
         real_BS = cache.note_real(real_BT, T) if cache else real_BT
         if real_BS is None:
             places_T = torch.arange(offset, offset + T, device=device)
@@ -348,15 +348,11 @@ class Transformer(nn.Module):
 
     def _both_ways(self, x_BTD: Tensor, real_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Every query may look at every real key; in a row of nothing but padding at all, so that no softmax is empty."""
-        self._refuse_overflow(0, x_BTD.shape[1], self.cfg.max_seq_len + self.n_virtual)
+        refuse_overflow(0, x_BTD.shape[1], self.cfg.max_seq_len + self.n_virtual)
         if real_BT is None:
             return torch.arange(x_BTD.shape[1], device=x_BTD.device), None
         seen_BT = real_BT | ~real_BT.any(-1, keepdim=True)
         return (real_BT.cumsum(-1) - 1).clamp(min=0), seen_BT[:, None, None]
-
-    def _refuse_overflow(self, offset: int, new: int, limit: int) -> None:
-        if offset + new > limit:
-            raise ValueError(f"{offset} + {new} tokens do not fit the context of {limit}")
 
     def _initialise(self, generator: torch.Generator) -> None:
         with torch.no_grad():

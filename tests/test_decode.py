@@ -69,6 +69,17 @@ def test_a_context_is_filled_to_its_last_place():
     assert len(PROMPTS[0]) + len(full[0]) == model.cfg.max_seq_len and full == generate(model, PROMPTS[:1], NEVER)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_no_token_is_taken_beyond_the_context(compiled):
+    """Where there is room to spare in memory, too."""
+    stepper = Stepper(long(), compiled=compiled)
+    cache = stepper.new_cache(1, 80)
+    stepper.next_logits(tiny.tokens(1, 80), None, cache)
+    with pytest.raises(ValueError, match=r"80 \+ 1 tokens do not fit the context of 80"):
+        stepper.next_logits(tiny.tokens(1, 1), None, cache)
+    assert cache.length == 80
+
+
 def test_in_bf16_the_logits_are_fp32_and_near():
     model = long().bfloat16()
     step, whole = said(Stepper(model), PROMPTS, 8), said(model, PROMPTS, 8)
@@ -317,8 +328,7 @@ def test_a_traced_step_says_what_the_step_says_for_any_length_and_number_of_rows
         stepper, plain = Stepper(model, int8, compiled=True), Stepper(model, int8)
         for rows in (1, 2, 5):
             prompts = [tiny.tokens(n, seed=n).tolist() for n in range(1, rows + 1)]
-            with torch.inference_mode(rows == 2):  # compiled there and asked elsewhere
-                assert generate(stepper, prompts, -1) == generate(plain, prompts, -1), rows
+            assert generate(stepper, prompts, -1) == generate(plain, prompts, -1), rows
     short = tiny.model(tiny.GQA, max_seq_len=2)  # one step at most, and none of another length
     told, cache = [Stepper(short, compiled=c) for c in (True, False)], [Stepper(short, compiled=c).new_cache(1, 2) for c in (True, False)]
     for token in (3, 4):
@@ -353,6 +363,8 @@ def test_compiled_it_says_the_same(int8):
         assert generate(plain, prompt, -1, new) == generate(compiled, prompt, -1, new), (n, new)
     from torch._dynamo.utils import counters
     counters.clear()
+    with torch.inference_mode():  # compiled there for two, and asked elsewhere and by more
+        assert generate(plain, [[1, 2], [3]], -1, 5) == generate(compiled, [[1, 2], [3]], -1, 5)
     prompts = [tiny.tokens(n, seed=n).tolist() for n in (4, 7, 7)]
     for _ in range(2):  # padded and not in turns: as many rows, and other inputs
         for some in (prompts, prompts[1:], prompts[1:] + prompts[1:2]):

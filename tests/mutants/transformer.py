@@ -141,9 +141,9 @@ of("model:Transformer._view",
    (".cumsum(-1) - 1)", ".cumsum(-1) * 0)", "model/test_padding.py::test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"),
    (".cumsum(-1)", ".flip(-1).cumsum(-1)", "model/test_padding.py::test_a_padded_row_has_the_logits_it_has_alone[left-spelled]"))
 
-of("model:Transformer._refuse_overflow", "model/test_cache.py::test_the_context_ends_where_the_config_says",
-   ("offset + new > limit", "offset + new >= limit"),
-   ("if offset + new > limit", "if new > limit", "test_the_cache_ends_where_its_room_does"))
+of("cache:refuse_overflow", "model/test_cache.py::test_the_context_ends_where_the_config_says",
+   ("taken + new > limit", "taken + new >= limit"),
+   ("if taken + new > limit", "if new > limit", "test_the_cache_ends_where_its_room_does"))
 
 of("model:Transformer.logits", "model/test_architectures.py::test_logits_and_loss_inputs_are_fp32_at_least",
    ("torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
@@ -191,10 +191,15 @@ of("decode:put", "test_decode.py::test_a_step_says_what_the_model_says[True-GQA-
 
 of("decode:Step.forward", "test_decode.py::test_a_recorded_step_says_what_the_model_says[padded]", ("<= place_1", "< place_1"))
 
+FULL = "test_decode.py::test_no_token_is_taken_beyond_the_context[True]"
+of("recorded:LentCache.__init__", FULL, ("self.max_len, self.room = cfg.max_seq_len, room", "self.room = room"))
+
+of("decode:Stepper.next_logits", FULL, ("cache.length, 1, ", "cache.length, 0, "))
+
 AS_COMPILED = "test_decode.py::test_one_row_is_compiled_once_and_so_are_several"
 of("decode:Stepper._taken", AS_COMPILED, ("[:, :end].contiguous()", "[:, :end]"), ("[:, :end].contiguous()", ""))
 
-of("decode:Stepper._as_compiled", AS_COMPILED, ("several and not self.int8", "several"), ("if several not in self.captured", "if True"))
+of("decode:Stepper._as_compiled", AS_COMPILED, ("frozen=several and not self.int8", "frozen=several"), ("if several not in self.captured", "if True"))
 
 of("speculate:chance", "test_speculate.py::test_drafted_and_judged_a_token_is_distributed_as_the_large_model_has_it",
    ("p_V[token] / q_V[token]", "q_V[token] / p_V[token]"),
