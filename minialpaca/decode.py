@@ -7,6 +7,7 @@ The logits are the model's up to rounding; with matrices in int8, up to half a s
 held.py says.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -99,6 +100,11 @@ def compiled_call() -> Callable:
     sixth faster (docs/LOG.md).
     """
     return torch.compile(call, dynamic=False, fullgraph=True, options={"coordinate_descent_tuning": True})
+
+
+def without_end() -> contextlib.AbstractContextManager:
+    """Within, one code may be compiled for any number of rows and kind of matrix; PyTorch refuses the ninth time, and each takes three."""
+    return torch._dynamo.config.patch(cache_size_limit=2**16, accumulated_cache_size_limit=2**16)
 
 
 class Step(nn.Module):
@@ -196,7 +202,9 @@ class Stepper:
         if not self.records:
             return self._as_compiled(step, (tokens_B, cache.real_BS[:, :end].contiguous()), cached)
         inputs = tokens_B, cache.real_BS, torch.full((1,), cache.length, device=tokens_B.device)  # all of the cache: a length has no tensor
-        cache.room.step = cache.room.step or Recorded(lambda tokens_B, real_BS, place_1: step(tokens_B, real_BS, cached, place_1=place_1), *inputs)
+        if cache.room.step is None:
+            with without_end():
+                cache.room.step = Recorded(lambda tokens_B, real_BS, place_1: step(tokens_B, real_BS, cached, place_1=place_1), *inputs)
         return cache.room.step(*inputs)
 
     def _as_compiled(self, step: Step, inputs: Sequence[Tensor], cached: Cached) -> Tensor:

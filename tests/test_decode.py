@@ -351,6 +351,27 @@ def test_threads_that_ask_first_at_once_trace_one_after_the_other():
     """)
 
 
+def test_a_step_whose_layers_are_compiled_is_recorded_for_any_number_of_rows():
+    """As on CUDA, but that the compiler only traces and that what is recorded is done again. Three times four are more than eight."""
+    apart("""
+    from minialpaca import recorded
+    from minialpaca.decode import Step, compiled_call
+    really = torch.compile
+    torch.compile = lambda ask, options, **how: really(ask, backend="eager", **how)
+    def record(work):
+        output = work()
+        return lambda: output.copy_(work()), output
+    recorded.record = record
+    model = tiny.model(tiny.GQA, max_seq_len=24, tie_embeddings=False, init_std=0.3)
+    stepper = Stepper(model)
+    stepper.for_one = stepper.for_several = Step(model, False, False, True, compiled_call()).eval()
+    stepper.compiled = stepper.records = True
+    for rows in (1, 2, 3, 4):
+        prompts = [tiny.tokens(n, seed=n).tolist() for n in range(3, 3 + rows)]
+        assert generate(stepper, prompts, -1, 5) == generate(model, prompts, -1, 5), rows
+    """)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True])
 def test_compiled_it_says_the_same(int8):
